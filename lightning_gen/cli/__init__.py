@@ -1,0 +1,113 @@
+"""The command line: `lightning-gen`.
+
+What can be answered without torch (help, the list, the version, a misspelt command) is answered without it:
+it takes seconds to load. Every command is therefore imported when it is run.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from lightning_gen import __version__
+from lightning_gen.cli import pages
+from lightning_gen.cli.failures import FAILED, INTERRUPTED, TERMINATED, USAGE, UsageError, explain
+from lightning_gen.errors import did_you_mean
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; those of the process where they are not given.
+
+    Returns:
+        The exit code: 0, 1 for a run that failed, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args or os.environ.get("LIGHTNING_GEN_DEBUG", "0") not in ("", "0")
+    args = [arg for arg in args if arg != "--debug"]
+    command = args[0] if args else ""
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        return _stopped(command, "interrupted", INTERRUPTED)
+    except SystemExit as stop:
+        return _exit_code(command, stop)
+    except Exception as error:
+        explained = explain(error)
+        if explained is None or debug:
+            traceback.print_exc()
+            return explained[1] if explained else FAILED
+        text, code = explained
+        if _is_first_process():
+            print(f"lightning-gen {command}: error: {text}", file=sys.stderr)
+        return code
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(pages.PAGES.get(args[1] if len(args) > 1 else "", pages.MAIN), end="")
+        return 0 if args else USAGE
+    if args[0] in ("-V", "--version", "version"):
+        print(f"lightning_gen {__version__}")
+        return 0
+    command, *rest = args
+    if command not in pages.PAGES:
+        raise UsageError(
+            f"there is no command '{command}'.{did_you_mean(command, pages.PAGES)}"
+            f" The commands are: {', '.join(pages.PAGES)}; `lightning-gen --help` explains them."
+        )
+    if any(flag in rest for flag in ("-h", "--help")):
+        print(pages.PAGES[command], end="")
+        return 0
+    return _runner(command)(rest)
+
+
+def _runner(command: str) -> Callable[[list[str]], int]:
+    if command == "list":
+        return _list
+    if command == "sample":
+        from lightning_gen.cli.sampling import sample
+
+        return sample
+    if command == "evaluate":
+        from lightning_gen.cli.evaluation import evaluate
+
+        return evaluate
+    from lightning_gen.cli import train
+
+    return lambda rest: train.run(command, rest)
+
+
+def _list(args: list[str]) -> int:
+    from lightning_gen.cli import configs
+
+    if len(args) > 1 or any(arg.startswith("-") for arg in args):
+        raise UsageError(f"list takes one text to look for, given were: {' '.join(args)}.")
+    print(configs.table(*args))
+    return 0
+
+
+def _exit_code(command: str, stop: SystemExit) -> int:
+    if type(stop).__name__ == "SIGTERMException" or stop.code == TERMINATED:
+        return _stopped(command, "terminated", TERMINATED)
+    if isinstance(stop.__context__, KeyboardInterrupt):
+        return _stopped(command, "interrupted", INTERRUPTED)
+    if isinstance(stop.code, str):
+        print(stop.code, file=sys.stderr)
+        return FAILED
+    return stop.code or 0
+
+
+def _stopped(command: str, how: str, code: int) -> int:
+    if _is_first_process():
+        print(f"\nlightning-gen {command}: {how}; the same command continues where it was.", file=sys.stderr)
+    return code
+
+
+def _is_first_process() -> bool:
+    """Of several processes of one run, one speaks."""
+    return all(os.environ.get(name, "0") in ("0", "") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

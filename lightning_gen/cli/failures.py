@@ -1,0 +1,130 @@
+"""What a person is told when something goes wrong: one paragraph for what could be foreseen.
+
+Torch, Lightning and jsonargparse are looked up only where they have been imported: an exception of theirs
+cannot have been raised before.
+"""
+
+import argparse
+import errno
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from lightning_gen.errors import MissingData, MissingExtra
+
+USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+EXTRAS = {"wandb": "wandb", "scipy": "bench"}
+
+
+class UsageError(Exception):
+    """The command cannot be run as it was typed; the message says what to type instead."""
+
+
+class RunError(Exception):
+    """The run cannot go on for a reason that the message explains."""
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """Return the paragraph and the exit code for an error that is expected, None for one that is not."""
+    if isinstance(error, UsageError):
+        return str(error), USAGE
+    if isinstance(error, argparse.ArgumentError):
+        from lightning_gen.cli.naming import explain_parsing
+
+        return explain_parsing(error), USAGE
+    for explanation in (_ours, _memory, _files, _extra):
+        text = explanation(error)
+        if text is not None:
+            return text, FAILED
+    return None
+
+
+def _ours(error: BaseException) -> str | None:
+    expected: tuple[type[BaseException], ...] = (RunError, MissingData, MissingExtra)
+    checkpoints = sys.modules.get("lightning_gen.checkpoints")
+    if checkpoints is not None:
+        expected = (*expected, checkpoints.CheckpointError, checkpoints.CheckpointNotWritten)
+    if isinstance(error, expected) or _is("lightning.fabric.utilities.exceptions", "Misconfiguration", error):
+        return _paragraph(error)
+    if isinstance(error, (ValueError, TypeError)) and raised_here(error):
+        return _paragraph(error)
+    return None
+
+
+def _memory(error: BaseException) -> str | None:
+    cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    if _is("torch", "OutOfMemoryError", error) or (cpu and isinstance(error, (MemoryError, RuntimeError))):
+        first = (str(error).strip() or "Out of memory.").splitlines()[0]
+        return (
+            f"The {'machine' if cpu else 'device'} has run out of memory ({first[:200]}). Use a smaller batch"
+            " (--data.batch_size, with --model.accumulate to keep the batch of a step; --batch_size for sample"
+            " and evaluate), a lower precision (--trainer.precision=bf16-mixed) or a smaller network."
+        )
+    return None
+
+
+def _files(error: BaseException) -> str | None:
+    if not isinstance(error, OSError):
+        return None
+    name = _name(error.filename)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full{f', writing {name}' if name else ''}. Free some space, or write elsewhere; files"
+            " written before are whole, and the same command continues where it was."
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return (
+            f"No permission to write or read {name or 'a file'} ({error.strerror}). Choose another folder"
+            " (--trainer.default_root_dir for a run, --out for samples and scores) or change its permissions."
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return f"{name or 'A path'} is in the way: {error.strerror}. Move it, or choose another path."
+    if isinstance(error, FileNotFoundError):
+        return f"There is no file or folder {name}." if name else _paragraph(error)
+    return None
+
+
+def _extra(error: BaseException) -> str | None:
+    if not isinstance(error, ImportError):
+        return None
+    name = (error.name or "").split(".")[0]
+    # Lightning's loggers name the package in the message alone
+    name = name or next((extra for extra in EXTRAS if f"'{extra}" in str(error) or extra in str(error).lower()), "")
+    if name in EXTRAS:
+        return f"The package '{name}' is not installed: pip install \"lightning_gen[{EXTRAS[name]}]\""
+    if raised_here(error):
+        return _paragraph(error)
+    return None
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether the exception was raised by this package's own code, which raises for what it can explain."""
+    trace: TracebackType | None = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "lightning_gen"
+
+
+def _is(module: str, name: str, error: BaseException) -> bool:
+    if module not in sys.modules:
+        return False
+    return any(cls.__name__.startswith(name) for cls in type(error).__mro__)
+
+
+def _name(filename: object) -> str:
+    if isinstance(filename, bytes):
+        return f"'{filename.decode(errors='replace')}'"
+    if isinstance(filename, (str, Path)) and str(filename):
+        # the name of a file being written is of no use to anybody
+        path = Path(filename)
+        if path.name.startswith(".") and path.name.endswith(".partial"):
+            path = path.with_name(path.name[1:].rsplit(".", 2)[0])
+        return f"'{path}'"
+    return ""
+
+
+def _paragraph(error: BaseException) -> str:
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__

@@ -1,0 +1,216 @@
+"""What jsonargparse found wrong, in one paragraph with the nearest names.
+
+Its messages are trees: the key, then every type that the value was tried for, then the keys inside. What a
+person has to know is a leaf: which key, what was given, what is accepted.
+"""
+
+import argparse
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+from lightning_gen.errors import did_you_mean, nearest
+
+_KEY = re.compile(r'^\s*(?:- )?(?:Parser key|Problem with parser key) "([\w.]+)"', re.IGNORECASE)
+_CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
+_OPTION = re.compile(r"(?:Option '([\w.]+)' is not accepted|does not accept option '([\w.]+)')")
+_IMPORT = re.compile(r"Expected a dot import path string: (\S+)")
+_GIVEN = re.compile(r"^\s*Given value: (.*)", re.MULTILINE)
+_PATHS = re.compile(r"Unrecognized arguments: (.+)|unrecognized arguments: (.+)")
+
+
+def explain_parsing(error: BaseException, keys: Iterable[str] = ()) -> str:
+    """Say what is wrong in one paragraph.
+
+    Args:
+        error: jsonargparse's ArgumentError.
+        keys: the keys that the command accepts; an attribute `keys` of the error is used where none are given.
+    """
+    message = error.message if isinstance(error, argparse.ArgumentError) else str(error)
+    keys = list(keys) or list(getattr(error, "keys", ()))
+    for explanation in (_unrecognized, _wrong_option, _wrong_class, _required, _file, _wrong_value):
+        text = explanation(message, keys)
+        if text:
+            return text
+    return " ".join(line.strip(" -") for line in message.splitlines() if line.strip())
+
+
+def _path(lines: list[str]) -> tuple[str, str]:
+    """Follow the tree to its last line: the full key, and the innermost class on the way."""
+    keys, cls = [], ""
+    for line in lines:
+        if match := _KEY.search(line):
+            keys.append(match[1])
+        if match := _CLASS.search(line):
+            cls = match[1]
+    return ".".join(keys), cls
+
+
+def _unrecognized(message: str, keys: list[str]) -> str:
+    match = _PATHS.search(message)
+    if not match:
+        return ""
+    given = (match[1] or match[2]).split()
+    flag = given[0].lstrip("-").split("=")[0]
+    if not given[0].startswith("-"):
+        return f"'{given[0]}' is not understood: options are given as --key VALUE or --key=VALUE."
+    return f"There is no option --{flag}.{_flags_like(flag, keys)} `--help_all` lists all options."
+
+
+def _flags_like(flag: str, keys: list[str]) -> str:
+    section = flag.rpartition(".")[0]
+    here = [key for key in keys if key.rpartition(".")[0] == section] if section else []
+    names = nearest(flag, here or keys)
+    return f" Did you mean {' or '.join(f'--{name}' for name in names)}?" if names else ""
+
+
+def _wrong_option(message: str, keys: list[str]) -> str:
+    lines = message.splitlines()
+    for number, line in enumerate(lines):
+        if match := _OPTION.search(line):
+            option = match[1] or match[2]
+            where, cls = _path(lines[:number])
+            if not cls:
+                full = f"{where}.{option}" if where else option
+                return f"There is no key '{full}'.{_flags_like(full, keys)}"
+            allowed = accepted(cls)
+            wrong = option.split(".")[0]
+            advice = did_you_mean(wrong, allowed) or (f" It accepts: {', '.join(allowed)}." if allowed else "")
+            if wrong == "init_arg":
+                advice = " Did you mean 'init_args'?"
+            return f"{cls.rpartition('.')[2]} ({where}) has no argument '{wrong}'.{advice}"
+    return ""
+
+
+def _wrong_class(message: str, keys: list[str]) -> str:
+    lines = message.splitlines()
+    for number, line in enumerate(lines):
+        imported = _IMPORT.search(line)
+        missing = re.search(r"No module named '([\w.]+)'|has no attribute '(\w+)'", line)
+        if not imported and not missing:
+            continue
+        where, cls = _path(lines[:number])
+        if missing:
+            return f"The class '{cls}' ({where}) cannot be imported: {line.strip(' -')}. Is its path right?"
+        name = imported[1] if imported else ""
+        known = list(class_names(where, _owner(lines[:number])))
+        advice = did_you_mean(name, known) or (f" Known are: {', '.join(sorted(known)[:20])}." if known else "")
+        return f"There is no class '{name}' for '{where}'.{advice} Classes of your own are given by import path."
+    return ""
+
+
+def _owner(lines: list[str]) -> str:
+    """The class whose argument the last key is."""
+    return _path(lines)[1]
+
+
+def _required(message: str, keys: list[str]) -> str:
+    match = re.search(r"following arguments are required: (.+)", message)
+    if not match:
+        return ""
+    where, cls = _path(message[: match.start()].splitlines())
+    missing = match[1].strip()
+    if cls:
+        return f"{cls.rpartition('.')[2]} ({where}) needs a value for: {missing}."
+    names = [name.split(".", 1)[-1] for name in re.split(r",\s*", missing)]
+    return (
+        f"Nothing says which {' and '.join(names)} to use. Give a configuration (-c NAME_OR_FILE; `lightning-gen"
+        f" list` shows the packaged ones) or {' '.join(f'--{name} CLASS' for name in names)}."
+    )
+
+
+def _file(message: str, keys: list[str]) -> str:
+    match = re.search(r"File does not exist: '?([^'\n]+)'?", message)
+    return f"There is no file {match[1]}." if match else ""
+
+
+def _wrong_value(message: str, keys: list[str]) -> str:
+    """Name the key, what it was given, and what it takes."""
+    lines = message.splitlines()
+    where, _ = _path(lines)
+    if not where:
+        return ""
+    wanted: list[str] = []
+    given = ""
+    depth = max((number for number, line in enumerate(lines) if _KEY.search(line)), default=0)
+    for line in lines[depth:]:
+        if match := re.search(r"Expected an? (.+?)(?:\. Got value: (.*))?$", line):
+            wanted.append(_readable(match[1]))
+            given = given or match[2] or ""
+        elif "expected" in line.lower() or "invalid" in line.lower():
+            wanted.append(line.strip(" -"))
+    matches = _GIVEN.findall(message)
+    if not given and matches:
+        given = re.sub(r"^NestedArg\(key='[^']*', val=(.*)\)$", r"\1", matches[0]).strip("'")
+    if not wanted:
+        return ""
+    kinds = [kind for kind in dict.fromkeys(wanted) if kind != "null"] or ["null"]
+    return f"'{where}' takes {' or '.join(kinds)}; given was '{given}'."
+
+
+def _readable(kind: str) -> str:
+    kind = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", kind.strip())
+    names = {"NoneType": "null", "int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+    return names.get(kind, re.sub(r"typing\.|collections\.abc\.", "", kind))
+
+
+# ---------------------------------------------------------------------- what there is
+
+
+def accepted(class_path: str) -> list[str]:
+    """Return the arguments that a class takes."""
+    cls = _load(class_path)
+    if cls is None:
+        return []
+    try:
+        from jsonargparse._parameter_resolvers import get_signature_parameters
+
+        return [parameter.name for parameter in get_signature_parameters(cls, None)]
+    except Exception:
+        # the private function may move: the plain signature says nearly as much
+        return [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
+
+
+def class_names(key: str, owner: str = "") -> Iterator[str]:
+    """Yield the bare names of the classes that a key may name."""
+    for base in _bases(key, owner):
+        yield from dict.fromkeys(cls.__name__ for cls in _subclasses(base) if not inspect.isabstract(cls))
+
+
+def _bases(key: str, owner: str) -> list[type]:
+    from lightning.pytorch import Callback, LightningDataModule
+    from lightning.pytorch.loggers import Logger
+
+    from lightning_gen.module import GenerativeModule
+
+    known = {"model": GenerativeModule, "data": LightningDataModule}
+    known |= {"trainer.callbacks": Callback, "trainer.logger": Logger}
+    if not owner:
+        return [known[key]] if key in known else []
+    cls: Any = _load(owner)
+    name = key.rpartition(".")[2]
+    parameter = inspect.signature(cls).parameters.get(name) if cls is not None else None
+    return list(_classes_in(parameter.annotation)) if parameter is not None else []
+
+
+def _classes_in(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type) and annotation.__module__ != "builtins" and not get_args(annotation):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _classes_in(list(inner)[0] if isinstance(inner, list) and inner else inner)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    for inner in cls.__subclasses__():
+        yield from _subclasses(inner)
+
+
+def _load(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None

@@ -1,0 +1,149 @@
+"""The short help of every command, printed without loading torch."""
+
+MAIN = """\
+usage: lightning-gen COMMAND [options]
+
+Train, sample and measure generative models.
+
+commands:
+  fit        train a model; the same command again continues the run
+  validate   run a trained model on the validation split
+  test       run a trained model on the test split
+  predict    draw the samples that a predict loader asks for
+  sample     draw samples from a checkpoint into PNG files, an npz or a grid
+  evaluate   score a checkpoint, or a folder of samples, against real images
+  list       show the packaged configurations and their recorded results
+
+  --help     this page; after a command, its own page
+  --version  the version of lightning_gen
+  --debug    after a command: show the traceback of an error
+
+examples:
+  lightning-gen list
+  lightning-gen fit -c gan/mnist_dcgan
+  lightning-gen sample --ckpt_path runs/gan/mnist_dcgan --n 64 --format grid
+  lightning-gen evaluate --ckpt_path runs/gan/mnist_dcgan --metrics fid,kid --n 10000
+"""
+
+FIT = """\
+usage: lightning-gen fit -c NAME_OR_FILE [--section.key VALUE ...]
+
+Train a model. NAME is a packaged configuration (see `lightning-gen list`), FILE a YAML file with the
+sections seed_everything, trainer, model and data; any key of it can be given as a flag.
+
+The run is kept in one folder, runs/NAME unless --trainer.default_root_dir says otherwise:
+  config.yaml  checkpoints/  samples/  metrics.csv  tensorboard/  results.json
+The same command again continues it from its newest checkpoint.
+
+options:
+  -c, --config NAME_OR_FILE     configuration; several are merged in their order
+  --ckpt_path last|best|PATH    continue from this checkpoint
+  --trainer.KEY, --model.KEY, --data.KEY VALUE
+  --model CLASS, --data CLASS   by bare name or import path
+  --model.help CLASS, --data.help CLASS, --trainer.callbacks.help CLASS
+                                what the class accepts
+  --print_config                print the whole configuration and stop
+  --help_all                    every option of the trainer
+
+examples:
+  lightning-gen fit -c gan/mnist_dcgan
+  lightning-gen fit -c gan/mnist_dcgan --trainer.max_epochs 20 --data.batch_size 64
+  lightning-gen fit -c gan/mnist_dcgan --trainer.default_root_dir runs/second --seed_everything 1
+  lightning-gen fit -c gan/mnist_dcgan --print_config > mine.yaml
+  lightning-gen fit --model.help GAN
+"""
+
+_RUN = """\
+usage: lightning-gen {name} --ckpt_path PATH_OR_RUN_FOLDER [-c NAME_OR_FILE] [--section.key VALUE ...]
+
+{what} Without -c the configuration is the config.yaml of the run folder that the checkpoint lies in,
+or what the checkpoint holds. The model is the checkpoint's, whatever the configuration says; where a
+given option differs, a warning names it.
+
+options:
+  --ckpt_path PATH|last|best    a checkpoint, or a run folder: then its newest checkpoint
+  -c, --config NAME_OR_FILE     configuration, by packaged name or path
+  --trainer.KEY, --data.KEY VALUE
+  --help_all                    every option of the trainer
+
+examples:
+  lightning-gen {name} --ckpt_path runs/gan/mnist_dcgan
+  lightning-gen {name} --ckpt_path runs/gan/mnist_dcgan/checkpoints/last.ckpt --data.batch_size 256
+"""
+
+SAMPLE = """\
+usage: lightning-gen sample --ckpt_path PATH_OR_RUN_FOLDER [options]
+
+Draw samples from a checkpoint; nothing but the checkpoint is needed. Sample i is a function of the seed
+and of i alone, whatever the batch size. Stopped, the same command continues where it was.
+
+options:
+  --ckpt_path PATH          a checkpoint, or a run folder: then its newest checkpoint
+  --n N                     how many (default: 64)
+  --seed N                  (default: 0)
+  --format png|npz|grid     a folder of PNG files, one npz (arr_0, NHWC uint8) or one picture
+                            (default: from the ending of --out, else png)
+  --out PATH                folder of the PNG files, or the file to write
+                            (default: samples/<weights>_seed<N>_n<N> in the run folder)
+  --batch_size N            samples drawn at a time (default: 64)
+  --cond 3 | 0,1,2 | each   class of every sample; the classes listed, in turn; or all in turn
+  --weights NAME            ema, raw, ema-10000 ...: which weights (default: the first average)
+  --truncation X            narrow the latent distribution, for models that have it
+  --device auto|cpu|cuda    (default: auto)
+  --import MODULE           import a module first: the one that defines your own classes
+
+examples:
+  lightning-gen sample --ckpt_path runs/gan/mnist_dcgan --n 64 --format grid --out grid.png
+  lightning-gen sample --ckpt_path last.ckpt --n 50000 --seed 1 --format npz --out samples.npz
+  lightning-gen sample --ckpt_path runs/gan/mnist_cgan --n 100 --cond each --out digits
+"""
+
+EVALUATE = """\
+usage: lightning-gen evaluate (--ckpt_path PATH | --samples FOLDER_OR_NPZ) [options]
+
+Score generated images against real ones. Every score is printed and written with its protocol: number of
+samples, reference split, feature extractor and hash, resize, seed, weights.
+
+options:
+  --ckpt_path PATH          a checkpoint, or a run folder: then its newest checkpoint
+  --samples PATH            instead of a checkpoint: a folder of images, a zip or an npz
+  --data NAME_OR_FOLDER     the real images: mnist, cifar10, ... or a folder of images
+                            (default: the data that the checkpoint names)
+  --split train|val|test    of the real images (default: test)
+  --metrics LIST            fid,kid,is,fd-lenet5,class-accuracy (default: fid,kid,is, and for
+                            images of one channel fd-lenet5)
+  --n N                     generated samples (default: 10000)
+  --seed N                  (default: 0)
+  --weights NAME            ema, raw, ema-10000 ... (default: the first average)
+  --batch_size N            (default: 64)
+  --weights_path FILE       a local file of the Inception network's weights
+  --data_root FOLDER        where the named data sets lie
+  --out FILE                (default: results.json in the run folder, else ./results.json)
+  --device auto|cpu|cuda    (default: auto)
+  --import MODULE           import a module first: the one that defines your own classes
+
+examples:
+  lightning-gen evaluate --ckpt_path runs/gan/mnist_dcgan --metrics fd-lenet5 --n 10000
+  lightning-gen evaluate --samples samples.npz --data cifar10 --split train --metrics fid,is --n 50000
+"""
+
+LIST = """\
+usage: lightning-gen list [TEXT]
+
+Show the packaged configurations, what they are and what they are recorded to reach; with TEXT, those that
+have it in their name.
+
+examples:
+  lightning-gen list
+  lightning-gen list gan
+"""
+
+PAGES = {
+    "fit": FIT,
+    "validate": _RUN.format(name="validate", what="Run a trained model on the validation split."),
+    "test": _RUN.format(name="test", what="Run a trained model on the test split."),
+    "predict": _RUN.format(name="predict", what="Draw the samples that a predict loader asks for."),
+    "sample": SAMPLE,
+    "evaluate": EVALUATE,
+    "list": LIST,
+}

@@ -1,0 +1,64 @@
+"""Data by name, or by the path of a folder or archive."""
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning_gen.data.base import ImageDataModule
+from lightning_gen.data.cifar10 import CIFAR10DataModule
+from lightning_gen.data.cifar100 import CIFAR100DataModule
+from lightning_gen.data.digits import DigitsDataModule
+from lightning_gen.data.fashion_mnist import FashionMNISTDataModule
+from lightning_gen.data.folder import ImageFolderDataModule
+from lightning_gen.data.mnist import MNISTDataModule
+from lightning_gen.errors import choose, did_you_mean
+
+DATA: dict[str, type[ImageDataModule]] = {
+    "digits": DigitsDataModule,
+    "mnist": MNISTDataModule,
+    "fashion-mnist": FashionMNISTDataModule,
+    "cifar10": CIFAR10DataModule,
+    "cifar100": CIFAR100DataModule,
+}
+
+
+def load_data(name_or_folder: str, **kwargs: Any) -> ImageDataModule:
+    """Make the data module of a data set by name, or of a folder or zip archive of images.
+
+    A name goes before a folder of the same name in the working folder: write `./mnist` for the folder.
+
+    Args:
+        name_or_folder: "digits", "mnist", "fashion-mnist", "cifar10", "cifar100" (upper case and "_" or
+            "-" make no difference), or a path.
+        **kwargs: arguments of the data module.
+
+    Raises:
+        ValueError: where it is neither a name nor a path, or the data module has no such argument.
+        MissingData: where it is a path, and nothing is there.
+    """
+    plain = {_plain(name): kind for name, kind in DATA.items()}
+    if _plain(name_or_folder) in plain:
+        kind = plain[_plain(name_or_folder)]
+        _check_arguments(kind, kwargs)
+        return kind(**kwargs)
+    looks_like_path = any(mark in name_or_folder for mark in (os.sep, "/", ".", "~"))
+    if looks_like_path or Path(name_or_folder).exists():
+        _check_arguments(ImageFolderDataModule, kwargs)
+        return ImageFolderDataModule(name_or_folder, **kwargs)
+    choose("data set (nor folder)", name_or_folder, DATA)
+    raise AssertionError("a name that is allowed was not found")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _check_arguments(kind: type[ImageDataModule], kwargs: dict[str, Any]) -> None:
+    """Raise a ValueError for an argument that the data module does not have; names the nearest."""
+    allowed = [name for name in inspect.signature(kind).parameters if name != "path"]
+    for name in kwargs:
+        if name not in allowed:
+            raise ValueError(
+                f"{kind.__name__} has no argument '{name}'; it has: {', '.join(allowed)}.{did_you_mean(name, allowed)}"
+            )

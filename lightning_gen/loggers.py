@@ -1,0 +1,164 @@
+"""The table of a run: `metrics.csv`, one row a logged step, kept whole over any number of resumptions."""
+
+import csv
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from lightning_gen.files import written_whole
+
+Row = dict[str, str]
+
+
+class RunCSVLogger(Logger):
+    """Log to `<folder>/metrics.csv`.
+
+    A run that continues keeps the rows up to its checkpoint and drops those that are going to come again.
+    Columns may be added at any time; `step` is the first one.
+
+    As a trainer's first logger it puts the checkpoints in `<folder>/checkpoints`.
+
+    Args:
+        folder: the run folder.
+        first_step: the iteration at which this run takes up: rows of later steps are dropped. None drops
+            those from the first logged step on.
+        flush_seconds: rows are on the disk at most so long after they are logged, and by each checkpoint.
+    """
+
+    def __init__(self, folder: str | Path, first_step: int | None = None, flush_seconds: float = 2.0) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.first_step, self.flush_seconds = first_step, flush_seconds
+        self._columns: list[str] = ["step"]
+        self._waiting: list[Row] = []
+        self._old: list[Row] = []  # rows of the step at which the run takes up, which may come again
+        self._file: TextIO | None = None
+        self._opened, self._flushed = False, 0.0
+
+    @property
+    def name(self) -> str:
+        """No folder of its own inside the run folder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """No folder of its own inside the run folder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @property
+    def root_dir(self) -> str:
+        """The run folder."""
+        return self.save_dir
+
+    @property
+    def experiment(self) -> None:
+        """Nothing that could show images."""
+        return None
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float | Tensor], step: int | None = None) -> None:
+        """Add one row."""
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        if not values:
+            return
+        step = int(step or 0)
+        if not self._opened:
+            self._open(step if self.first_step is None else self.first_step)
+        row = {"step": str(step), **{name: _written(value) for name, value in values.items()}}
+        if self._old:
+            self._replace(row)
+        self._waiting.append(row)
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            self._rewrite()
+        elif time.monotonic() - self._flushed > self.flush_seconds:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows that wait."""
+        if not self._opened:
+            return
+        if self._file is None:
+            self._file = self.path.open("a", newline="", encoding="utf-8")
+        csv.DictWriter(self._file, self._columns, restval="").writerows(self._waiting)
+        self._waiting = []
+        self._file.flush()
+        self._flushed = time.monotonic()
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
+        """Have all rows on the disk that the checkpoint stands for."""
+        self.save()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what waits and close the file; a later `fit` of the same logger adds to it."""
+        self.save()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self, first_step: int) -> None:
+        rows = self._read()
+        kept = [row for row in rows if int(row["step"]) <= first_step]
+        # a validation after the last iteration has the step of the iteration that comes next
+        self._old = [row for row in kept if int(row["step"]) == first_step]
+        self._opened = True
+        self._rewrite(kept)
+
+    def _read(self) -> list[Row]:
+        """Read what stands in the file; a line that was cut short by a kill is left out."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restkey="")
+            self._columns = ["step", *(name for name in reader.fieldnames or [] if name != "step")]
+            return [row for row in reader if row.get("step", "").isdigit() and None not in row.values()]
+
+    def _replace(self, row: Row) -> None:
+        """Drop the old row of the same step whose values this one brings again."""
+        again = [old for old in self._old if old["step"] == row["step"] and _shares(old, row)]
+        if again:
+            self._old = [old for old in self._old if old not in again]
+            self._rewrite([old for old in self._read() if old not in again])
+        elif int(row["step"]) > int(self._old[0]["step"]):
+            self._old = []
+
+    def _rewrite(self, rows: list[Row] | None = None) -> None:
+        """Write the file anew: with other rows, or with more columns."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        columns = list(self._columns)
+        rows = self._read() if rows is None else rows
+        self._columns = list(dict.fromkeys([*self._columns, *columns]))
+        with written_whole(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        self.save()
+
+
+def _shares(old: Row, new: Row) -> bool:
+    return any(old.get(name) for name in new if name not in ("step", "epoch"))
+
+
+def _written(value: float) -> str:
+    return str(int(value)) if isinstance(value, (bool, int)) or float(value).is_integer() else repr(float(value))

@@ -1,0 +1,304 @@
+"""The contract that every family keeps: one base class."""
+
+import inspect
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_gen import __version__
+from lightning_gen.images import from_uint8
+from lightning_gen.quiet import quiet_lightning
+from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams, mix, seed_device
+from lightning_gen.stepping import ClipAlgorithm, Stepping
+
+quiet_lightning()
+
+
+class GenerativeModule(LightningModule, ABC):
+    """A generative model that trains itself, and draws samples.
+
+    What a family has to write: `draw`, `sample_shape`, `training_step`, `configure_optimizers`. In
+    `training_step` a loss is handed to `self.steps(loss, ...)`, the one place in which optimizers move.
+    An iteration is one counted step, whatever the number of optimizers and batches it takes; `max_steps`,
+    checkpoints and loggers count iterations.
+
+    Batches are dicts (`image`, `label`, ...); images come as bytes and are turned into floats in [-1, 1]
+    here, on the device.
+
+    Attributes:
+        num_classes: number of classes `cond` may name; None for a model without classes.
+        accumulate: micro-batches in an optimizer step.
+        gradient_clip_val: bound of the gradient; None clips nothing.
+        gradient_clip_algorithm: "norm" or "value".
+        images_seen: samples trained on so far, over all processes.
+    """
+
+    num_classes: int | None = None
+    accumulate: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: ClipAlgorithm = "norm"
+    images_seen: int = 0
+    steps: Stepping
+    _iterations: int = 0
+    _seed: int | None = None
+    _scalers: dict[int, Any] | None = None
+
+    # ------------------------------------------------------------------ sampling
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, without the batch dimension."""
+
+    @abstractmethod
+    def draw(self, stream: RandomStream, n: int, cond: Any = None, **how: Any) -> Tensor:
+        """Draw `n` samples, all randomness coming from the stream.
+
+        Called without gradients, in the precision of the trainer where there is one.
+        """
+
+    def weights_used(self, **how: Any) -> str:
+        """Name the weights that `sample(..., **how)` draws from, as results have to state."""
+        return "raw"
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        cond: Any = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        offset: int | Sequence[int] = 0,
+        **how: Any,
+    ) -> Tensor:
+        """Draw samples.
+
+        Args:
+            n: how many.
+            cond: what to draw, in the family's terms: for classes one label or `(n,)` labels.
+            seed: makes sample i a function of (seed, offset + i) alone, whatever the batch it is drawn in.
+            generator: draw from this generator instead; without either, from the global one.
+            offset: with a seed, the index of the first sample, or the index of every one.
+            **how: options of the family.
+
+        Returns:
+            `(n, ...)` on the module's device; images, audio and video in [-1, 1], text as token ids.
+
+        Raises:
+            ValueError: where n is below 1, or both a seed and a generator are given.
+        """
+        if n < 1:
+            raise ValueError(f"The number of samples is 1 or more; given was {n}.")
+        if seed is not None and generator is not None:
+            raise ValueError("Samples are drawn by a seed or from a generator; both were given.")
+        dtype = cast(torch.dtype, self.dtype)
+        stream: RandomStream
+        if seed is not None:
+            stream = SampleStreams(seed, offset, n, self.device, dtype)
+        else:
+            stream = GeneratorStream(generator, n, self.device, dtype)
+        # hooks and callbacks run outside of the autocast that Lightning puts around steps
+        trainer = self._trainer
+        with trainer.precision_plugin.forward_context() if trainer is not None else nullcontext():
+            return self.draw(stream, n, cond, **how)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Draw the samples whose indices `(B,)` the batch holds."""
+        indices = [int(index) for index in batch]
+        return self.sample(len(indices), seed=self.seed, offset=indices)
+
+    # ------------------------------------------------------------------ training
+
+    @property  # type: ignore[misc]
+    def automatic_optimization(self) -> bool:
+        """Every family steps by hand, through `self.steps`."""
+        return False
+
+    @property
+    def seed(self) -> int:
+        """The seed of this run: of `seed_everything`, else of the checkpoint, else torch's own."""
+        given = os.environ.get("PL_GLOBAL_SEED")
+        if given is not None:
+            return int(given)
+        if self._seed is None:
+            self._seed = torch.initial_seed() % 2**63
+        return self._seed
+
+    @property
+    def batch_number(self) -> int:
+        """Batches trained on before this one, on this process, resumed runs included."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+
+    @property
+    def iterations(self) -> int:
+        """Iterations this module was trained for, in this run and in the one it was loaded from."""
+        running = self._trainer.global_step if self._trainer is not None else 0
+        return max(running, self._iterations)
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether this iteration is logged: a call of `self.log` costs more than a small network."""
+        return self.trainer._logger_connector.should_update_logs
+
+    def log_scalars(self, values: dict[str, Tensor | float], bar: Sequence[str] = ()) -> None:
+        """Log values of this iteration, if it is one that is logged.
+
+        Args:
+            values: name to scalar; tensors are detached here.
+            bar: the names that the progress bar shows.
+        """
+        if not self.logs_now:
+            return
+        plain = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
+        shown = {name: plain.pop(name) for name in bar if name in plain}
+        self.log_dict(plain)
+        if shown:
+            self.log_dict(shown, prog_bar=True)
+
+    def saw(self, samples: int) -> int:
+        """Count the samples of an iteration; return them over all processes."""
+        samples *= self.trainer.world_size
+        self.images_seen += samples
+        return samples
+
+    def check_data(self, datamodule: Any) -> None:
+        """Refuse data of another shape, or of more classes, than this model makes.
+
+        Raises:
+            MisconfigurationException: says what the model makes and what the data holds.
+        """
+        shape = getattr(datamodule, "shape", None)
+        if shape is not None and tuple(shape) != tuple(self.sample_shape):
+            raise MisconfigurationException(
+                f"The model makes samples of shape {tuple(self.sample_shape)}, the data has {tuple(shape)}:"
+                " set the networks' image_shape, or the data's size."
+            )
+        classes = getattr(datamodule, "num_classes", None)
+        if self.num_classes is not None and classes is not None and classes > self.num_classes:
+            raise MisconfigurationException(
+                f"The model has {self.num_classes} classes, the data {classes}: set the networks' num_classes."
+            )
+
+    def setup(self, stage: str) -> None:
+        """Check the data, and let DDP expect parameters without a gradient: a GAN's backward pass leaves half."""
+        if stage != "predict":
+            self.check_data(getattr(self.trainer, "datamodule", None))
+        strategy = self.trainer.strategy
+        if stage == "fit" and isinstance(strategy, DDPStrategy):
+            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+            if not strategy._ddp_kwargs["find_unused_parameters"] or strategy._ddp_kwargs.get("static_graph"):
+                raise MisconfigurationException(
+                    "These losses leave parameters without a gradient, which DDP has to be told:"
+                    " use strategy='ddp_find_unused_parameters_true', without static_graph."
+                )
+
+    def on_fit_start(self) -> None:
+        """Make the steps of this run."""
+        self.steps = Stepping(self, self.accumulate, self.gradient_clip_val, self.gradient_clip_algorithm)
+        if self._scalers is not None:
+            self.steps.load_state_dict(self._scalers)
+            self._scalers = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the iteration, and set the loggers' x axis to iterations."""
+        seed_device(self.device, mix(self.seed, self.global_rank, self.batch_number))
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip: here, under float16 too, gradients are no longer scaled."""
+        self.steps.clip(optimizer)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn bytes into floats in [-1, 1], on the device and in this place only."""
+        if isinstance(batch, dict):
+            image = batch.get("image")
+            if isinstance(image, Tensor) and image.dtype == torch.uint8:
+                batch = {**batch, "image": from_uint8(image).to(self.dtype)}
+        elif self._trainer is not None and not self.trainer.predicting:
+            raise MisconfigurationException(
+                f"Batches are dicts such as {{'image': ..., 'label': ...}}; this loader gave a"
+                f" {type(batch).__name__}. Wrap the data set, or use a data module of lightning_gen.data."
+            )
+        return batch
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the constructor's arguments that are plain data; from a configuration, all are, networks too.
+
+        Objects built in Python are left out: a checkpoint that held them would load by unpickling alone.
+        """
+        if kwargs.get("frame") is None:
+            caller = inspect.currentframe()
+            kwargs["frame"] = caller.f_back if caller is not None else None
+        super().save_hyperparameters(*args, **kwargs)
+        for kept in cast(list[dict[str, Any]], [self.hparams, self._hparams_initial]):
+            for key in [key for key, value in kept.items() if not _is_plain(value)]:
+                kept.pop(key)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a resumed run has to know."""
+        steps = getattr(self, "steps", None)
+        checkpoint["lightning_gen"] = {
+            "version": __version__,
+            "seed": self.seed,
+            "images_seen": self.images_seen,
+            "scalers": steps.state_dict() if steps is not None else {},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what `on_save_checkpoint` kept."""
+        kept = checkpoint.get("lightning_gen", {})
+        self._iterations = checkpoint.get("global_step", 0)
+        self._seed = kept.get("seed", self._seed)
+        self.images_seen = kept.get("images_seen", 0)
+        self._scalers = kept.get("scalers")
+
+
+def optimizer_with_schedule(
+    network: nn.Module, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None
+) -> OptimizerConfig | OptimizerLRSchedulerConfig:
+    """Make the optimizer of a network's trainable parameters, and its schedule, as Lightning takes them.
+
+    Raises:
+        MisconfigurationException: where nothing is left to train, or the schedule waits for a metric.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise MisconfigurationException(f"Every parameter of the {type(network).__name__} is frozen.")
+    made = optimizer(parameters)
+    if scheduler is None:
+        return {"optimizer": made}
+    schedule = scheduler(made)
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise MisconfigurationException(
+            "Schedules are stepped once an iteration, and ReduceLROnPlateau waits for a metric: use LinearLR,"
+            " CosineAnnealingLR, OneCycleLR or another schedule of the iteration."
+        )
+    return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def trying(trainer: Trainer) -> bool:
+    """Tell whether this is a `fast_dev_run`: a few batches to see that everything fits, nothing kept."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is data that any reader of a checkpoint may load."""
+    if isinstance(value, dict):
+        return all(_is_plain(key) and _is_plain(entry) for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(entry) for entry in value)
+    return value is None or isinstance(value, (bool, int, float, str))

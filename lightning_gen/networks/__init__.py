@@ -1,0 +1,34 @@
+"""The networks that are handed to the modules: plain torch, images in [-1, 1]."""
+
+from lightning_gen.networks.base import Discriminator, DiscriminatorOutput, Generator
+from lightning_gen.networks.conditioning import (
+    AuxiliaryHead,
+    ConditionalBatchNorm2d,
+    LogitHead,
+    ProjectionHead,
+)
+from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from lightning_gen.networks.lenet import LeNetDiscriminator
+from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
+from lightning_gen.networks.normalization import make_norm, mixes_samples, spectral_normalize
+from lightning_gen.networks.resnet import ResNetDiscriminator, ResNetGenerator
+
+__all__ = [
+    "AuxiliaryHead",
+    "ConditionalBatchNorm2d",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
+    "Discriminator",
+    "DiscriminatorOutput",
+    "Generator",
+    "LeNetDiscriminator",
+    "LogitHead",
+    "MLPDiscriminator",
+    "MLPGenerator",
+    "ProjectionHead",
+    "ResNetDiscriminator",
+    "ResNetGenerator",
+    "make_norm",
+    "mixes_samples",
+    "spectral_normalize",
+]

@@ -1,0 +1,179 @@
+"""The one way an optimizer moves in this package.
+
+Every family steps by hand, since a GAN has to. Lightning then neither accumulates, clips nor steps a
+schedule, refuses the Trainer's arguments for them, and counts every optimizer's step as a step of
+training. All of that is put right here:
+
+* the gradients of `accumulate` micro-batches are averaged, as the Trainer would;
+* gradients are clipped after they are unscaled, where float16 training scales them;
+* each optimizer has a gradient scaler of its own: one scaler would change the scale of one loss by the
+  overflow of another, and between the backward passes that are being accumulated;
+* one optimizer a module is counted: `max_steps`, checkpoints, schedules and the loggers' x axis count
+  its steps, which are the iterations of training.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from lightning_gen.module import GenerativeModule
+
+ClipAlgorithm = Literal["norm", "value"]
+
+
+class Stepping:
+    """Backward passes and optimizer steps of one module during one `fit`.
+
+    Args:
+        module: the module whose losses and optimizers these are.
+        accumulate: micro-batches in an optimizer step.
+        clip_val: bound of the gradient's norm, or of each entry; None clips nothing.
+        clip_algorithm: "norm" bounds the norm over all parameters of the optimizer, "value" each entry.
+    """
+
+    def __init__(
+        self,
+        module: "GenerativeModule",
+        accumulate: int = 1,
+        clip_val: float | None = None,
+        clip_algorithm: ClipAlgorithm = "norm",
+    ) -> None:
+        if accumulate < 1:
+            raise ValueError(f"accumulate is the number of micro-batches in a step, 1 or more; given was {accumulate}.")
+        if clip_val is not None and clip_val <= 0:
+            raise ValueError(f"gradient_clip_val is above 0, or null for no clipping; given was {clip_val}.")
+        self.module, self.accumulate = module, accumulate
+        self.clip_val, self.clip_algorithm = clip_val, clip_algorithm
+        self._optimizers = _as_list(module.optimizers())
+        scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+        self._scalers = {} if scaler is None else {i: copy.deepcopy(scaler) for i in range(1, len(self._optimizers))}
+
+    def __call__(self, loss: Tensor, index: int = 0, *, micro: int = 0, counted: bool = True) -> bool:
+        """Add the gradient of one micro-batch; after the last one, move the optimizer.
+
+        Args:
+            loss: a scalar, the mean over the samples of the micro-batch.
+            index: which of the module's optimizers it is for.
+            micro: number of the micro-batch in its step, from 0 to accumulate - 1.
+            counted: whether the step ends an iteration of training.
+
+        Returns:
+            Whether the optimizer moved.
+        """
+        optimizer = self._optimizers[index]
+        last = micro == self.accumulate - 1
+        if micro == 0:
+            optimizer.zero_grad(set_to_none=True)
+        with self._scaler_of(index), nullcontext() if last else self._no_sync():
+            self.module.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
+            if last:
+                self._move(optimizer, counted)
+        return last
+
+    def clip(self, optimizer: Optimizer) -> None:
+        """Clip what the module's `on_before_optimizer_step` is given: gradients that are unscaled by then."""
+        if self.clip_val is not None:
+            self.module.clip_gradients(optimizer, self.clip_val, self.clip_algorithm)
+
+    def _move(self, optimizer: LightningOptimizer, counted: bool) -> None:
+        if counted:
+            optimizer.step()
+            for scheduler in _as_list(self.module.lr_schedulers()):
+                scheduler.step()
+        else:
+            # Lightning sets these anew for every batch, so nothing has to be put back
+            optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
+            optimizer.step()
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Processes exchange gradients once a step, not once a micro-batch."""
+        block = getattr(self.module.trainer.strategy, "block_backward_sync", None)
+        return block() if block is not None else nullcontext()
+
+    @contextmanager
+    def _scaler_of(self, index: int) -> Iterator[None]:
+        if index not in self._scalers:
+            yield
+            return
+        plugin: Any = self.module.trainer.precision_plugin
+        first, plugin.scaler = plugin.scaler, self._scalers[index]
+        try:
+            yield
+        finally:
+            plugin.scaler = first
+
+    def state_dict(self) -> dict[int, Any]:
+        """Return the state of every scaler but the first, which Lightning saves."""
+        return {index: scaler.state_dict() for index, scaler in self._scalers.items()}
+
+    def load_state_dict(self, state: dict[int, Any]) -> None:
+        """Take the scalers' states back; those of a run in another precision are left alone."""
+        for index, scaler in self._scalers.items():
+            if index in state:
+                scaler.load_state_dict(state[index])
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a network without making any for its parameters.
+
+    Sharded parameters are left as they are: they refuse the change, and zero_grad drops their gradients.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def untracked_statistics(network: nn.Module) -> Iterator[None]:
+    """Normalize by the batch without moving the running statistics of batch norm."""
+    layers = [
+        layer
+        for layer in network.modules()
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats
+    ]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode and, after the block, each of its parts back as it was."""
+    training = [part for part in network.modules() if part.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled networks uncompiled: compiled ones have no second derivative."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

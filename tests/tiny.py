@@ -1,0 +1,109 @@
+"""Small networks, data and trainers that many tests share."""
+
+import warnings
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_gen.gan.module import GAN
+from lightning_gen.networks.base import Discriminator, Generator
+
+SHAPE = (1, 4, 4)
+
+
+class TinyGenerator(Generator):
+    def __init__(self, latent_dim: int = 3, num_classes: int | None = None, norm: bool = False) -> None:
+        super().__init__(image_shape=SHAPE, latent_dim=latent_dim, num_classes=num_classes)
+        self.inner = nn.Linear(latent_dim + (num_classes or 0), 8)
+        self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+        self.outer = nn.Linear(8, 16)
+
+    def forward(self, z, label=None):
+        if self.num_classes is not None:
+            z = torch.cat([z, nn.functional.one_hot(label, self.num_classes).to(z.dtype)], dim=1)
+        return torch.tanh(self.outer(torch.tanh(self.norm(self.inner(z))))).view(-1, *SHAPE)
+
+
+class TinyDiscriminator(Discriminator):
+    def __init__(self, num_classes: int | None = None, norm: bool = False) -> None:
+        super().__init__(image_shape=SHAPE, num_classes=num_classes)
+        self.inner = nn.Linear(16 + (num_classes or 0), 8)
+        self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+        self.outer = nn.Linear(8, 1)
+
+    def forward(self, x, label=None):
+        h = x.flatten(1)
+        if self.num_classes is not None:
+            h = torch.cat([h, nn.functional.one_hot(label, self.num_classes).to(h.dtype)], dim=1)
+        return self.outer(torch.tanh(self.norm(self.inner(h)))).squeeze(1)
+
+
+def tiny_gan(num_classes=None, norm=False, seed=0, cls=GAN, norm_d=False, **arguments) -> GAN:
+    torch.manual_seed(seed)
+    return cls(TinyGenerator(num_classes=num_classes, norm=norm), TinyDiscriminator(num_classes, norm_d), **arguments)
+
+
+class TinyImages(Dataset):
+    def __init__(self, n: int, num_classes: int | None = None, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.images = torch.randint(0, 256, (n, *SHAPE), generator=generator, dtype=torch.uint8)
+        self.labels = None if num_classes is None else torch.arange(n) % num_classes
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        item = {"image": self.images[index]}
+        return item if self.labels is None else item | {"label": self.labels[index]}
+
+
+class TinyData(LightningDataModule):
+    """Images in a fixed order."""
+
+    def __init__(self, n=64, batch_size=8, num_classes=None) -> None:
+        super().__init__()
+        self.n, self.batch_size, self.num_classes, self.shape, self.name = n, batch_size, num_classes, SHAPE, "tiny"
+        self.class_counts = None if num_classes is None else torch.bincount(torch.arange(n) % num_classes)
+
+    def split(self, name):
+        return TinyImages(self.n, self.num_classes, seed={"train": 0, "val": 1, "test": 2}[name])
+
+    def train_dataloader(self):
+        return DataLoader(self.split("train"), self.batch_size, drop_last=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.split("val"), self.batch_size)
+
+    def test_dataloader(self):
+        return DataLoader(self.split("test"), self.batch_size)
+
+    def predict_dataloader(self):
+        return DataLoader(range(self.n), self.batch_size)
+
+
+def trainer(tmp_path, **arguments) -> Trainer:
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "limit_val_batches": 0,
+        "default_root_dir": str(tmp_path),
+        "inference_mode": False,
+        "log_every_n_steps": 1,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Trainer(**(settings | arguments))
+
+
+def weights(module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
