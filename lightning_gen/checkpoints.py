@@ -1,237 +1,52 @@
-"""Checkpoints: written whole, read without executing anything, and models rebuilt from them alone.
+"""Models and data rebuilt from a checkpoint alone.
 
-Files are read by torch with `weights_only=True`, which builds tensors and plain data and nothing else. What
-a checkpoint then says about classes is checked before a class is looked up: lightning_gen's own modules are
-imported, other modules must have been imported by the person who loads it.
+What a checkpoint says about classes is checked before a class is looked up: lightning_gen's own modules are
+imported, other modules must have been imported by the person who loads it, and Python's own library is
+refused. The files themselves are read by `checkpoint_files`, whose names are here too.
 """
 
-import errno
 import importlib
 import importlib.util
-import pickle
 import re
 import sys
-import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule
 
 from lightning_gen import __version__
-from lightning_gen.files import written_whole
+from lightning_gen.checkpoint_files import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    CheckpointNotWritten,
+    Found,
+    checkpoints_in,
+    find_checkpoint,
+    load_checkpoint,
+    peek,
+)
 from lightning_gen.module import GenerativeModule
 
-_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+__all__ = [
+    "INSTANTIATOR",
+    "AtomicCheckpointIO",
+    "CheckpointError",
+    "CheckpointNotWritten",
+    "Found",
+    "checkpoints_in",
+    "find_checkpoint",
+    "load_checkpoint",
+    "load_module",
+    "peek",
+    "rebuild_data",
+    "rebuild_module",
+]
 
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
-class CheckpointError(ValueError):
-    """A file is no checkpoint, a damaged one, or one that cannot be used as asked; the message says which."""
-
-
-class CheckpointNotWritten(OSError):
-    """A checkpoint could not be written; the message names the folder and what to do."""
-
-
-# ---------------------------------------------------------------------- writing
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are whole or not there.
-
-    Lightning's own writing leaves an empty file where the temporary folder is on another disk, and none,
-    without an error, in a folder that cannot be written.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write beside the target, flush, rename.
-
-        Raises:
-            CheckpointNotWritten: where it cannot be written; an earlier checkpoint of this name is intact.
-        """
-        if storage_options is not None or "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        try:
-            with written_whole(path) as partial, partial.open("wb") as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:
-            cause = _disk_error(error)
-            if cause is None:
-                raise
-            raise CheckpointNotWritten(cause.errno or errno.EIO, _not_written(Path(path), cause)) from error
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint; see `load_checkpoint`."""
-        if weights_only is False or "://" in str(path):
-            loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
-            return loaded
-        return load_checkpoint(path, map_location)
-
-
-def _disk_error(error: BaseException) -> OSError | None:
-    """Find the error of the disk; torch's writer, stopped by one, raises a RuntimeError of its own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    if re.search(r"PytorchStreamWriter|unexpected pos|file write failed", str(error)):
-        return OSError(errno.EIO, "writing stopped short")
-    return None
-
-
-def _not_written(path: Path, error: OSError) -> str:
-    folder = path.parent
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        why, do = "the disk is full", "Free some space"
-    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        why, do = "the folder cannot be written", "Change its permissions"
-    else:
-        why, do = error.strerror or str(error), "See to the folder"
-    return (
-        f"The checkpoint '{path.name}' could not be written to {folder}: {why}. {do}, or choose another folder"
-        " (--trainer.default_root_dir); checkpoints written before are intact, and the run continues from them."
-    )
-
-
-# ---------------------------------------------------------------------- reading
-
-
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain data; nothing in the file is executed.
-
-    Raises:
-        FileNotFoundError: where there is no such file.
-        CheckpointError: where it is cut short, damaged, no checkpoint, or holds anything but tensors and
-            plain data.
-    """
-    path = Path(path)
-    _check_archive(path)
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise CheckpointError(
-            f"The checkpoint {path} is damaged: its part '{damaged}' does not match its checksum. {_instead(path)}"
-        )
-    return _unpickle(path, map_location, mmap=False)
-
-
-def peek(path: str | Path) -> dict[str, Any]:
-    """Read what a checkpoint says, leaving its tensors on the disk; damage to these is not noticed."""
-    path = Path(path)
-    _check_archive(path)
-    return _unpickle(path, "cpu", mmap=True)
-
-
-def _check_archive(path: Path) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; a checkpoint is a file, such as {path}/checkpoints/last.ckpt.")
-    if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint {path}.{_neighbours(path)}")
-    if zipfile.is_zipfile(path):
-        return
-    with path.open("rb") as file:
-        begins = file.read(2)
-    if begins == b"PK" or path.stat().st_size == 0:
-        size = path.stat().st_size
-        raise CheckpointError(
-            f"The checkpoint {path} is cut short ({size} bytes): its copy or download stopped, or the disk was"
-            f" full. {_instead(path)}"
-        )
-    raise CheckpointError(f"{path} is not a checkpoint: torch.save writes a zip archive, and this is none.")
-
-
-def _unpickle(path: Path, map_location: Any, mmap: bool) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|Unsupported (?:class|operand)|global:?)\s+([\w.]+)", str(error))
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain data{f' ({found[1]})' if found else ''}. Reading it would"
-            " execute code that is in the file, so it is refused. If it is a checkpoint of your own, save it anew"
-            " with plain hyperparameters."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {_first_line(error)}. {_instead(path)}"
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        what = f"a dict of {', '.join(map(repr, list(checkpoint)[:4]))}" if isinstance(checkpoint, dict) else "no dict"
-        raise CheckpointError(f"{path} is no checkpoint of a trainer: it holds {what}, and no 'state_dict'.")
-    return checkpoint
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _neighbours(path: Path) -> str:
-    here = sorted(other.name for other in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-    return f" The folder holds: {', '.join(here[:8])}." if here else ""
-
-
-def _instead(path: Path) -> str:
-    others = sorted(other.name for other in path.parent.glob("*.ckpt") if other != path)
-    return f"Use another one of the folder: {', '.join(others[:8])}." if others else "Use another one."
-
-
-# ---------------------------------------------------------------------- run folders
-
-
-@dataclass(frozen=True)
-class Found:
-    """A checkpoint of a run folder, or why one cannot be read."""
-
-    path: Path
-    step: int
-    modified: float
-    error: str | None = None
-
-
-def checkpoints_in(folder: str | Path, *more: str | Path) -> list[Found]:
-    """List the checkpoints of a run folder, newest first: by iterations, then by time; unreadable ones last."""
-    folder = Path(folder)
-    paths: dict[Path, None] = {}
-    for place in (folder / "checkpoints", folder, *map(Path, more)):
-        paths.update(dict.fromkeys(path for path in sorted(place.glob("*.ckpt")) if path.is_file()))
-    return sorted(map(_look, paths), key=lambda found: (found.error is None, found.step, found.modified), reverse=True)
-
-
-def _look(path: Path) -> Found:
-    modified = path.stat().st_mtime
-    try:
-        return Found(path, int(peek(path).get("global_step", 0)), modified)
-    except (CheckpointError, OSError) as error:
-        return Found(path, -1, modified, str(error))
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Return a checkpoint as it is given, and the newest readable one of a run folder.
-
-    Raises:
-        FileNotFoundError: where there is none.
-        CheckpointError: where a folder holds none that can be read.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        if not path.exists():
-            raise FileNotFoundError(f"There is no checkpoint or run folder {path}.{_neighbours(path)}")
-        return path
-    found = checkpoints_in(path)
-    if not found:
-        raise FileNotFoundError(f"The folder {path} holds no checkpoint, neither in checkpoints/ nor directly.")
-    if found[0].error is not None:
-        raise CheckpointError(f"No checkpoint of {path} can be read. {found[0].error}")
-    return found[0].path
-
-
-# ---------------------------------------------------------------------- rebuilding
+Part = TypeVar("Part", GenerativeModule, LightningDataModule)
 
 
 def load_module(path: str | Path, map_location: Any = "cpu") -> GenerativeModule:
@@ -257,7 +72,7 @@ def rebuild_module(checkpoint: dict[str, Any], path: str | Path) -> GenerativeMo
             " from a configuration. Load it with the networks given:"
             f" GAN.load_from_checkpoint('{path}', generator=..., discriminator=...)."
         )
-    module = _build(GenerativeModule, hyperparameters, path)
+    module = _build(GenerativeModule, hyperparameters, path)  # type: ignore[type-abstract]
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     try:
@@ -277,22 +92,25 @@ def rebuild_data(checkpoint: dict[str, Any], path: str | Path) -> LightningDataM
     return _build(LightningDataModule, hyperparameters, path)
 
 
-def _build(base: type[Any], hyperparameters: dict[str, Any], path: str | Path) -> Any:
+def _build(base: type[Part], hyperparameters: dict[str, Any], path: str | Path) -> Part:
     from lightning.pytorch.cli import instantiate_module
 
-    instantiator = hyperparameters.pop("_instantiator", _INSTANTIATOR)
-    if instantiator != _INSTANTIATOR:
+    instantiator = hyperparameters.pop("_instantiator", INSTANTIATOR)
+    if instantiator != INSTANTIATOR:
         raise CheckpointError(f"The checkpoint {path} asks to be built by '{instantiator}', which is refused.")
     check_names(hyperparameters, path)
     try:
         # the initial weights, replaced at once, shall not move the caller's random numbers
         with torch.random.fork_rng(devices=[]):
-            return instantiate_module(base, hyperparameters)
+            built = instantiate_module(base, hyperparameters)
     except (SystemExit, Exception) as error:
         raise CheckpointError(
             f"The {base.__name__} '{hyperparameters['_class_path']}' cannot be built from what {path} says"
             f" (lightning_gen {__version__}): {_leaf(error)}"
         ) from error
+    if not isinstance(built, base):
+        raise CheckpointError(f"The checkpoint {path} names no {base.__name__} but a {type(built).__name__}.")
+    return built
 
 
 def check_names(hyperparameters: Any, path: str | Path) -> None:
@@ -301,21 +119,22 @@ def check_names(hyperparameters: Any, path: str | Path) -> None:
     Raises:
         CheckpointError: for a module that the caller has not imported, or one of Python's own library.
     """
-    for name in _dotted_names(hyperparameters):
+    for name, is_class in _dotted_names(hyperparameters):
         root = name.split(".")[0]
         module = name.rpartition(".")[0]
-        if root in sys.stdlib_module_names:
+        if root in sys.stdlib_module_names and (is_class or module in sys.modules):
             raise CheckpointError(f"The checkpoint {path} names '{name}', no part of a model: it is refused.")
         if root == "lightning_gen":
             _import_own(module)
-        elif module not in sys.modules and _exists(root):
+        elif module not in sys.modules and (is_class or _exists(root)):
             raise CheckpointError(
                 f"The checkpoint {path} was made with '{name}', and the module '{module}' is not imported. If you"
                 f" trust it, import it first: `import {module}` in Python, --import {module} on the command line."
             )
 
 
-def _dotted_names(value: Any, key: str = "") -> Iterator[str]:
+def _dotted_names(value: Any, key: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield every text that has the form of an import path, and whether it names a class for sure."""
     if isinstance(value, dict):
         for inner_key, inner in value.items():
             yield from _dotted_names(inner, str(inner_key))
@@ -323,7 +142,7 @@ def _dotted_names(value: Any, key: str = "") -> Iterator[str]:
         for inner in value:
             yield from _dotted_names(inner)
     elif isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
-        yield value
+        yield value, key in ("class_path", "_class_path")
 
 
 def _exists(root: str) -> bool:

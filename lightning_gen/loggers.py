@@ -3,12 +3,13 @@
 import csv
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lightning_gen.files import written_whole
@@ -66,12 +67,15 @@ class RunCSVLogger(Logger):
         """Nothing that could show images."""
         return None
 
+    def log_image(self, key: str, images: Any, step: int | None = None) -> None:
+        """Do nothing: the run folder's samples/ holds the pictures."""
+
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: config.yaml holds them."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float | Tensor], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Add one row."""
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         if not values:

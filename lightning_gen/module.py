@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -51,6 +52,8 @@ class GenerativeModule(LightningModule, ABC):
     images_seen: int = 0
     steps: Stepping
     _iterations: int = 0
+    _seconds: float = 0.0
+    _started: float | None = None
     _seed: int | None = None
     _scalers: dict[int, Any] | None = None
 
@@ -137,6 +140,11 @@ class GenerativeModule(LightningModule, ABC):
         return self._seed
 
     @property
+    def batches_per_iteration(self) -> int:
+        """Batches of data that one counted step takes."""
+        return self.accumulate
+
+    @property
     def batch_number(self) -> int:
         """Batches trained on before this one, on this process, resumed runs included."""
         return self.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -146,6 +154,11 @@ class GenerativeModule(LightningModule, ABC):
         """Iterations this module was trained for, in this run and in the one it was loaded from."""
         running = self._trainer.global_step if self._trainer is not None else 0
         return max(running, self._iterations)
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of training and validation so far, in this run and in the ones it continues."""
+        return self._seconds + (time.monotonic() - self._started if self._started is not None else 0.0)
 
     @property
     def logs_now(self) -> bool:
@@ -205,11 +218,16 @@ class GenerativeModule(LightningModule, ABC):
                 )
 
     def on_fit_start(self) -> None:
-        """Make the steps of this run."""
+        """Make the steps of this run, and start its clock."""
+        self._started = time.monotonic()
         self.steps = Stepping(self, self.accumulate, self.gradient_clip_val, self.gradient_clip_algorithm)
         if self._scalers is not None:
             self.steps.load_state_dict(self._scalers)
             self._scalers = None
+
+    def on_fit_end(self) -> None:
+        """Stop the clock."""
+        self._seconds, self._started = self.training_seconds, None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the iteration, and set the loggers' x axis to iterations."""
@@ -255,6 +273,7 @@ class GenerativeModule(LightningModule, ABC):
             "version": __version__,
             "seed": self.seed,
             "images_seen": self.images_seen,
+            "training_seconds": self.training_seconds,
             "scalers": steps.state_dict() if steps is not None else {},
         }
 
@@ -264,6 +283,7 @@ class GenerativeModule(LightningModule, ABC):
         self._iterations = checkpoint.get("global_step", 0)
         self._seed = kept.get("seed", self._seed)
         self.images_seen = kept.get("images_seen", 0)
+        self._seconds = kept.get("training_seconds", 0.0)
         self._scalers = kept.get("scalers")
 
 

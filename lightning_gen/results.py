@@ -34,7 +34,12 @@ def environment() -> dict[str, Any]:
 
 def run_context(module: GenerativeModule) -> dict[str, Any]:
     """Return what was trained, and how far."""
-    return {"model": type(module).__name__, "iterations": module.iterations, "images_seen": module.images_seen}
+    return {
+        "model": type(module).__name__,
+        "iterations": module.iterations,
+        "images_seen": module.images_seen,
+        "training_minutes": round(module.training_seconds / 60, 2),
+    }
 
 
 def write_results(path: Path, scores: Iterable[Score], context: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ def test_sampling_says_which_weights_it_uses():
     assert module.sample(3, weights="ema-500").abs().max() > 0
     assert module.weights_used(weights="raw") == "raw"
     assert tiny_gan().weights_used() == "raw"
-    with pytest.raises(ValueError, match="raw, ema, ema-20, ema-500.*Did you mean 'ema-500'"):
+    with pytest.raises(ValueError, match=r"raw, ema, ema-20, ema-500.*Did you mean 'ema-500'"):
         module.sample(3, weights="ema-5000")
     with pytest.raises(ValueError, match="this model has raw"):
         tiny_gan().sample(3, weights="ema")

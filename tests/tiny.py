@@ -71,16 +71,16 @@ class TinyData(LightningDataModule):
         return TinyImages(self.n, self.num_classes, seed={"train": 0, "val": 1, "test": 2}[name])
 
     def train_dataloader(self):
-        return DataLoader(self.split("train"), self.batch_size, drop_last=True)
+        return DataLoader(self.split("train"), batch_size=self.batch_size, drop_last=True)
 
     def val_dataloader(self):
-        return DataLoader(self.split("val"), self.batch_size)
+        return DataLoader(self.split("val"), batch_size=self.batch_size)
 
     def test_dataloader(self):
-        return DataLoader(self.split("test"), self.batch_size)
+        return DataLoader(self.split("test"), batch_size=self.batch_size)
 
     def predict_dataloader(self):
-        return DataLoader(range(self.n), self.batch_size)
+        return DataLoader(list(range(self.n)), batch_size=self.batch_size)
 
 
 def trainer(tmp_path, **arguments) -> Trainer:

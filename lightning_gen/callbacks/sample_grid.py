@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_gen.images import enlarge, image_grid, to_uint8, write_png
+from lightning_gen.loggers import RunCSVLogger
 from lightning_gen.module import GenerativeModule, trying
 
 
@@ -62,7 +63,7 @@ class SampleGrid(Callback):
             experiment.add_image("samples", grid, step)
         elif hasattr(logger, "log_image"):
             logger.log_image("samples", [grid.permute(1, 2, 0).numpy()], step=step)
-        elif not isinstance(logger, CSVLogger) and type(logger).__name__ not in self._unsupported:
+        elif not isinstance(logger, (CSVLogger, RunCSVLogger)) and type(logger).__name__ not in self._unsupported:
             self._unsupported.add(type(logger).__name__)
             rank_zero_warn(f"{type(logger).__name__} takes no pictures; the grids are in the run folder's samples/.")
 

@@ -8,15 +8,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
-
-try:
-    from importlib.resources.abc import Traversable
-except ImportError:  # Python 3.10
-    from importlib.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 KEYS = ("paper", "hardware", "time", "result", "command")
 NOT_RUN = "not yet run"
@@ -53,13 +52,13 @@ def read_header(text: str) -> Header:
     return header
 
 
-def packaged() -> dict[str, Traversable]:
+def packaged() -> dict[str, "Traversable"]:
     """Return the packaged configurations by their short names, such as `gan/mnist_dcgan`."""
     root = resources.files("lightning_gen") / "configs"
     return dict(sorted(_walk(root, "")))
 
 
-def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
+def _walk(folder: "Traversable", prefix: str) -> Iterator[tuple[str, "Traversable"]]:
     for entry in folder.iterdir():
         if entry.is_dir():
             yield from _walk(entry, f"{prefix}{entry.name}/")

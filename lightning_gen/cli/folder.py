@@ -11,7 +11,7 @@ from lightning_gen.checkpoints import CheckpointError, Found, checkpoints_in, lo
 from lightning_gen.cli.failures import RunError, UsageError
 
 # how data are read, not which: a run may continue on another machine
-FREE = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "root")
+FREE = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "root", "download", "n_predict")
 
 
 @dataclass
@@ -164,3 +164,22 @@ def refuse(folder: Path, changed: list[tuple[str, Any, Any]]) -> None:
 
 def _shown(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("\n...").strip()
+
+
+def as_config(content: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """Return what a checkpoint says about its model or data in the form of a configuration, if it says it."""
+    hyperparameters = dict(content.get(key) or {})
+    class_path = hyperparameters.pop("_class_path", None)
+    hyperparameters.pop("_instantiator", None)
+    return {"class_path": class_path, "init_args": hyperparameters} if class_path else None
+
+
+def epochs_done(content: dict[str, Any]) -> int:
+    """Count the epochs whose iterations are all done: a checkpoint may be saved before its epoch is closed."""
+    loop = (content.get("loops") or {}).get("fit_loop") or {}
+    epoch = (loop.get("epoch_progress") or {}).get("current") or {}
+    batches = loop.get("epoch_loop.batch_progress") or {}
+    here = batches.get("current") or {}
+    if batches.get("is_last_batch") and here.get("completed") == here.get("ready"):
+        return int(epoch.get("ready", 0))
+    return int(epoch.get("processed", 0))

@@ -185,7 +185,7 @@ def _bases(key: str, owner: str) -> list[type]:
 
     from lightning_gen.module import GenerativeModule
 
-    known = {"model": GenerativeModule, "data": LightningDataModule}
+    known: dict[str, type] = {"model": GenerativeModule, "data": LightningDataModule}
     known |= {"trainer.callbacks": Callback, "trainer.logger": Logger}
     if not owner:
         return [known[key]] if key in known else []
@@ -198,8 +198,10 @@ def _bases(key: str, owner: str) -> list[type]:
 def _classes_in(annotation: Any) -> Iterator[type]:
     if isinstance(annotation, type) and annotation.__module__ != "builtins" and not get_args(annotation):
         yield annotation
+    inner: Any
     for inner in get_args(annotation):
-        yield from _classes_in(list(inner)[0] if isinstance(inner, list) and inner else inner)
+        if not isinstance(inner, list):  # the arguments of a Callable
+            yield from _classes_in(inner)
 
 
 def _subclasses(cls: type) -> Iterator[type]:

@@ -84,7 +84,7 @@ options:
   --format png|npz|grid     a folder of PNG files, one npz (arr_0, NHWC uint8) or one picture
                             (default: from the ending of --out, else png)
   --out PATH                folder of the PNG files, or the file to write
-                            (default: samples/<weights>_seed<N>_n<N> in the run folder)
+                            (default: in the run folder's samples/, by its settings)
   --batch_size N            samples drawn at a time (default: 64)
   --cond 3 | 0,1,2 | each   class of every sample; the classes listed, in turn; or all in turn
   --weights NAME            ema, raw, ema-10000 ...: which weights (default: the first average)
@@ -110,13 +110,14 @@ options:
   --data NAME_OR_FOLDER     the real images: mnist, cifar10, ... or a folder of images
                             (default: the data that the checkpoint names)
   --split train|val|test    of the real images (default: test)
-  --metrics LIST            fid,kid,is,fd-lenet5,class-accuracy (default: fid,kid,is, and for
-                            images of one channel fd-lenet5)
-  --n N                     generated samples (default: 10000)
+  --metrics LIST            fid,kid,is,fd-lenet5,class-accuracy (default: fid,kid,is; for
+                            mnist and digits fd-lenet5, which needs no download)
+  --n N                     samples scored (default: 10000 of a checkpoint, all of --samples)
   --seed N                  (default: 0)
   --weights NAME            ema, raw, ema-10000 ... (default: the first average)
   --batch_size N            (default: 64)
   --weights_path FILE       a local file of the Inception network's weights
+  --data_size N             height and width that the real images are brought to
   --data_root FOLDER        where the named data sets lie
   --out FILE                (default: results.json in the run folder, else ./results.json)
   --device auto|cpu|cuda    (default: auto)

@@ -1,36 +1,21 @@
-"""`fit`, `validate`, `test` and `predict`: LightningCLI, held to one run folder."""
+"""`fit`, `validate`, `test` and `predict`: which configuration they run with, and what they leave unsaid."""
 
-import argparse
 import contextlib
 import importlib
 import logging
-import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from lightning_gen.checkpoints import AtomicCheckpointIO, CheckpointError, find_checkpoint, load_checkpoint, peek
+from lightning_gen.checkpoints import find_checkpoint, peek
 from lightning_gen.cli import configs
-from lightning_gen.cli.failures import RunError, UsageError, raised_here
-from lightning_gen.cli.folder import RunFolder, differences, flatten, folder_of, refuse
-from lightning_gen.files import written_whole
-from lightning_gen.loggers import RunCSVLogger
-from lightning_gen.module import GenerativeModule
+from lightning_gen.cli.folder import as_config, folder_of
+from lightning_gen.cli.lightning_cli import GenerativeCLI, each_option
+from lightning_gen.quiet import quiet_lightning
 
-PARTS = ("gan", "networks", "data", "callbacks")
-SECTIONS = ("model", "data")
+# imported, so that their classes are known by their bare names
+PARTS = ("gan.module", "gan", "networks", "data", "callbacks", "optimizers")
 
 
 def run(command: str, args: list[str]) -> int:
@@ -50,9 +35,8 @@ def run(command: str, args: list[str]) -> int:
 
 def _quiet() -> None:
     """Leave out what Lightning says that is of no use here, and nothing else."""
+    quiet_lightning()
     for message in (
-        r".*does not have many workers.*",
-        r".*Checkpoint directory .* exists and is not empty.*",
         r".*The dirpath has changed from.*",
         # a run that takes up mid-epoch is exact: the data module's state says where
         r".*You're resuming from a checkpoint that ended before the epoch ended.*",
@@ -67,21 +51,10 @@ def _no_tips(record: logging.LogRecord) -> bool:
     return "Tip:" not in str(record.msg)
 
 
-def _option(args: list[str], *names: str) -> Iterator[tuple[int, str]]:
-    """Yield the place and the value of an option wherever it is given."""
-    for place, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        if name in names:
-            if equals:
-                yield place, value
-            elif place + 1 < len(args):
-                yield place + 1, args[place + 1]
-
-
 def _find_configs(args: list[str]) -> tuple[list[str], list[str]]:
     """Replace short names by the paths of the packaged configurations; return the names too."""
     args, names = list(args), []
-    for place, value in list(_option(args, "-c", "--config")):
+    for place, value in list(each_option(args, "-c", "--config")):
         path, name = configs.find(value)
         args[place] = args[place].replace(value, str(path)) if "=" in args[place] else str(path)
         names.append(name)
@@ -90,7 +63,7 @@ def _find_configs(args: list[str]) -> tuple[list[str], list[str]]:
 
 def _implied_config(args: list[str], stack: contextlib.ExitStack) -> tuple[list[str], str | None]:
     """Take the configuration of a checkpoint's run folder, else what the checkpoint itself says."""
-    given = [value for _, value in _option(args, "--ckpt_path")]
+    given = [value for _, value in each_option(args, "--ckpt_path")]
     if not given or given[-1] in ("last", "best"):
         return args, None
     checkpoint = find_checkpoint(given[-1])
@@ -98,307 +71,12 @@ def _implied_config(args: list[str], stack: contextlib.ExitStack) -> tuple[list[
     if folder is not None:
         return ["-c", str(folder / "config.yaml"), *args], str(folder / "config.yaml")
     content = peek(checkpoint)
-    config = {"model": _as_config(content, "hyper_parameters")}
-    config["data"] = _as_config(content, "datamodule_hyper_parameters")
+    config = {"model": as_config(content, "hyper_parameters")}
+    config["data"] = as_config(content, "datamodule_hyper_parameters")
     config = {name: value for name, value in config.items() if value}
     if not config:
         return args, None
-    file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".yaml"))
+    file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8"))  # noqa: SIM115
     yaml.safe_dump(config, file)
     file.flush()
     return ["-c", file.name, *args], str(checkpoint)
-
-
-def _as_config(content: dict[str, Any], key: str) -> dict[str, Any] | None:
-    hyperparameters = dict(content.get(key) or {})
-    class_path = hyperparameters.pop("_class_path", None)
-    hyperparameters.pop("_instantiator", None)
-    return {"class_path": class_path, "init_args": hyperparameters} if class_path else None
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Write config.yaml into the run folder when a training run starts."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the whole configuration, so that it starts the same run again."""
-        if stage != "fit":
-            return
-        config = self.config.clone()
-        config["ckpt_path"] = None
-        with written_whole(Path(trainer.default_root_dir) / "config.yaml") as partial:
-            partial.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
-
-
-class GenerativeCLI(LightningCLI):
-    """LightningCLI for one command.
-
-    Args:
-        command: fit, validate, test or predict.
-        args: the arguments after it, short names of configurations replaced by paths.
-        config_name: what the run folder is called after.
-        implied: where the configuration was taken from that the arguments do not name.
-    """
-
-    def __init__(
-        self, command: str, args: list[str], config_name: str | None = None, implied: str | None = None
-    ) -> None:
-        self.command, self.arguments, self.config_name, self.implied = command, args, config_name, implied
-        self.first_step = 0
-        super().__init__(
-            GenerativeModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults={"inference_mode": False},
-            args=[command, *args],
-        )
-
-    # ------------------------------------------------------------------ parsing
-
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Build the parser of the one command that is run."""
-        return {self.command: LightningCLI.subcommands()[self.command]}
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Raise errors instead of printing them, and take no beginning of a key for the key."""
-        return super().init_parser(**{"exit_on_error": False, "allow_abbrev": False, **kwargs})
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; an error carries the keys that there are, for the search of the nearest one."""
-        try:
-            self.config = parser.parse_args(args)
-        except argparse.ArgumentError as error:
-            error.keys = [action.dest for action in self.command_parser._actions]  # type: ignore[attr-defined]
-            raise
-
-    @property
-    def command_parser(self) -> LightningArgumentParser:
-        """The parser of the command's own arguments."""
-        return self._subcommand_parsers[self.command]
-
-    @property
-    def settings(self) -> Any:
-        """The parsed arguments of the command."""
-        return self.config[self.command]
-
-    def _parse_ckpt_path(self) -> None:
-        """Decide on the run folder and on the checkpoint, before anything is built."""
-        self._settle_folder()
-        if self.command != "fit":
-            given = self.settings.ckpt_path
-            if given:
-                self._use(find_checkpoint(self.folder.resolve(given)))
-        elif not self.settings.trainer.get("fast_dev_run") or self.settings.ckpt_path:
-            self._continue()
-
-    def _settle_folder(self) -> None:
-        trainer = self.settings.trainer
-        if trainer.get("default_root_dir") is None:
-            model = str(self.settings.model.class_path).rpartition(".")[2]
-            trainer["default_root_dir"] = str(Path("runs") / (self.config_name or model))
-        self.folder = RunFolder(Path(trainer["default_root_dir"]).expanduser(), tuple(self._other_folders()))
-
-    def _other_folders(self) -> Iterator[Path]:
-        callbacks = self.settings.trainer.get("callbacks") or []
-        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-            folder = (callback.get("init_args") or {}).get("dirpath")
-            if folder:
-                yield Path(folder)
-
-    # ------------------------------------------------------------------ continuing
-
-    def _continue(self) -> None:
-        """Find the checkpoint that this training takes up from, if any, and check that it is the same run."""
-        given = self.settings.ckpt_path
-        if given:
-            path = find_checkpoint(self.folder.resolve(given))
-            content, notes = load_checkpoint(path), []
-        else:
-            newest = self.folder.newest()
-            if newest is None:
-                return
-            path, content, notes = newest
-        if self.folder.holds(path):
-            self._check_same()
-        else:
-            self._take_model(content, path)
-        self.settings["ckpt_path"] = str(path)
-        self.first_step = int(content.get("global_step", 0))
-        self.checkpoint = content
-        for note in notes:
-            _say(f"{note} It is left alone, and the run continues from an older one.")
-
-    def _check_same(self) -> None:
-        if not self.folder.config.is_file():
-            return
-        old, new = self._read_old(), self._plain(self.settings)
-        if self.settings.seed_everything is True:
-            # a seed drawn at random was written down by the run
-            self.settings["seed_everything"] = new["seed_everything"] = old.get("seed_everything")
-        changed = differences(old, new, (*SECTIONS, "seed_everything"))
-        if changed:
-            refuse(self.folder.path, changed)
-
-    def _read_old(self) -> dict[str, Any]:
-        text = self.folder.config.read_text(encoding="utf-8")
-        try:
-            # arguments that are newer than the run have their defaults there
-            return self._plain(self.command_parser.parse_string(text))
-        except Exception:
-            return dict(yaml.safe_load(text) or {})
-
-    def _plain(self, config: Any) -> dict[str, Any]:
-        parser: ArgumentParser = self.command_parser
-        plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
-        return plain
-
-    def _finished(self) -> str | None:
-        """Say why the checkpoint's run has nothing left to do, or return None."""
-        trainer, content = self.trainer, getattr(self, "checkpoint", None)
-        if content is None:
-            return None
-        progress = ((content.get("loops") or {}).get("fit_loop") or {}).get("epoch_progress") or {}
-        epochs = (progress.get("current") or {}).get("completed", 0)
-        if 0 <= trainer.max_steps <= self.first_step:
-            return f"max_steps={trainer.max_steps}"
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs:
-            return f"max_epochs={trainer.max_epochs}"
-        for callback in trainer.early_stopping_callbacks:
-            state = (content.get("callbacks") or {}).get(callback.state_key)
-            if state and state["stopped_epoch"] and state["wait_count"] >= state["patience"]:
-                return f"stopped early, {callback.monitor} having been no better for {state['patience']} checks"
-        return None
-
-    def fit(self, **kwargs: Any) -> None:
-        """Train, unless the run is finished."""
-        folder = self.folder.path
-        if self.settings.ckpt_path:
-            why = self._finished()
-            if why is not None:
-                _say(
-                    f"{folder} is finished: {self.first_step} iterations ({why}). Raise the limit"
-                    " (--trainer.max_epochs, --trainer.max_steps) to train on, or give another folder"
-                    " (--trainer.default_root_dir) for a new run."
-                )
-                return
-            path = Path(self.settings.ckpt_path)
-            shown = path.relative_to(folder) if folder in path.parents else path
-            _say(f"continuing {folder} from iteration {self.first_step} ({shown})")
-        self.trainer.fit(**kwargs)
-        if not self.trainer.fast_dev_run:
-            _say(f"run folder: {folder}")
-
-    # ------------------------------------------------------------------ a checkpoint's own model
-
-    def _use(self, path: Path) -> None:
-        self.settings["ckpt_path"] = str(path)
-        self._take_model(load_checkpoint(path), path)
-
-    def _take_model(self, content: dict[str, Any], path: Path) -> None:
-        """Build the model that the checkpoint describes; say where this overrides what was asked for."""
-        model = _as_config(content, "hyper_parameters")
-        if model is None:
-            return
-        given = {key: value for key, value in flatten(self._plain(self.settings)).items() if key in self._explicit()}
-        class_path, arguments = model["class_path"], model["init_args"]
-        described = {"class_path": class_path, "dict_kwargs": arguments}
-        try:
-            self.config = self.parser.parse_object({self.command: {"model": described}}, self.config)
-        except argparse.ArgumentError as error:
-            raise CheckpointError(f"The model that {path} describes cannot be built: {error}") from error
-        taken = flatten(self._plain(self.settings))
-        for key, value in given.items():
-            if taken.get(key) != value:
-                warnings.warn(
-                    f"{key} is {taken.get(key)!r}, as in the checkpoint {path}; the given {value!r} is not used,"
-                    " since the weights belong to the checkpoint's model.",
-                    stacklevel=2,
-                )
-
-    def _explicit(self) -> set[str]:
-        """Keys of the model that a flag or a configuration of the command line gives a value."""
-        keys: set[str] = set()
-        for arg in self.arguments:
-            name = arg.partition("=")[0]
-            if name.startswith("--model"):
-                name = name[2:].replace(".init_args", "")
-                keys |= {name, f"{name}.class_path"}
-        for _, value in _option(self.arguments, "-c", "--config"):
-            if self.implied is None:
-                content = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
-                keys |= set(flatten({"model": content.get("model")}))
-        return keys
-
-    # ------------------------------------------------------------------ building
-
-    def instantiate_classes(self) -> None:
-        """Build everything; an argument that its class refuses is wrong usage, not a failed run."""
-        try:
-            super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
-            if isinstance(error, MisconfigurationException) or raised_here(error):
-                raise UsageError(str(error)) from error
-            raise
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what every run has: the table, the progress bar, checkpoints that are written whole."""
-        given = self._get(self.config_init, "trainer", default={})
-        callbacks = given.get("callbacks") or []
-        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        plugins = given.get("plugins") or []
-        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins) and _takes_io(given.get("strategy")):
-            plugins.append(AtomicCheckpointIO())
-        callbacks += self._missing_callbacks(given, callbacks)
-        loggers = self._loggers(given)
-        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, logger=loggers, **kwargs)
-
-    def _missing_callbacks(self, given: Any, callbacks: list[Callback]) -> list[Callback]:
-        missing: list[Callback] = []
-        if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
-            missing.append(TQDMProgressBar())
-        if given.get("enable_checkpointing") is not False and not _any(callbacks, Checkpoint):
-            missing.append(ModelCheckpoint(save_last=True))
-        return missing
-
-    def _loggers(self, given: Any) -> list[Logger] | bool:
-        logger = given.get("logger")
-        if given.get("fast_dev_run"):
-            return False
-        loggers = logger if isinstance(logger, list) else [logger] if isinstance(logger, Logger) else []
-        if self.command != "fit":
-            # scores of a finished run are no rows of its training
-            return list(loggers) or False
-        folder = self.folder.path
-        if logger in (None, True):
-            # `purge_step`: what comes again is not shown twice
-            loggers = [
-                TensorBoardLogger(
-                    folder, name="", version="tensorboard", default_hp_metric=False, purge_step=self.first_step or None
-                )
-            ]
-        if not _any(loggers, RunCSVLogger):
-            loggers = [RunCSVLogger(folder, self.first_step), *loggers]
-        return list(loggers)
-
-
-def _any(objects: list[Any], cls: type) -> bool:
-    return any(isinstance(one, cls) for one in objects)
-
-
-def _takes_io(strategy: Any) -> bool:
-    """Whether a strategy saves through a CheckpointIO; sharding ones write folders of their own."""
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    return not any(word in name.lower() for word in ("fsdp", "deepspeed", "modelparallel", "model_parallel"))
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-__all__ = ["GenerativeCLI", "RunError", "rank_zero_info", "run"]

@@ -62,12 +62,13 @@ def arrange(
     below = {name: parts[depth:] for name, parts in below.items()}
     folders = _has_split_folders({parts[0] if len(parts) > 1 else "" for parts in below.values()})
     given = {name: _SPLIT_FOLDERS[parts[0].lower()] for name, parts in below.items()} if folders else {}
+    present = set(given.values())
     splits: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
     for name in names:
         split = given.get(name, "train")
         if split == "train":
             hashed = split_by_hash(name, val_fraction, test_fraction)
-            split = split if hashed in given.values() else hashed
+            split = split if hashed in present else hashed
         splits[split].append(name)
     below = {name: parts[1:] if folders else parts for name, parts in below.items()}
     class_names, label_of = _classes(below) if labels else (None, {})

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_gen.data.datasets import ImageDataset, Split, TensorImages, TrainingView, as_fetched
+from lightning_gen.data.datasets import BatchView, ImageDataset, Split, TensorImages, as_fetched
 from lightning_gen.data.loading import EpochSampler, Loader, RankSampler, even_batch_size
 from lightning_gen.errors import choose
 
@@ -181,11 +181,12 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Loader:
         """Give full batches in the order of the epoch, each rank its share."""
-        view = TrainingView(self.split("train"), flip=self.flip, seed=self.seed)
+        view = BatchView(self.split("train"), flip=self.flip, seed=self.seed)
         sampler = EpochSampler(view, **self._ranks(), seed=self.seed)
         loader = self._loader(view, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
         if self._resume_at is not None:
             loader.load_state_dict(self._resume_at)
+            self._resume_at = None  # a later fit with this module begins anew
         self._train_loader = loader
         return loader
 
@@ -202,13 +203,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return DataLoader(Indices(self.n_predict), batch_size=self.batch_size)
 
     def _evaluation_loader(self, split: Split) -> Loader:
-        view, ranks = TrainingView(self.split(split)), self._ranks()
+        view, ranks = BatchView(self.split(split)), self._ranks()
         batch_size = even_batch_size(len(view), ranks["num_replicas"], self.batch_size)
         return self._loader(view, RankSampler(view, **ranks), batch_size, drop_last=False)
 
-    def _loader(
-        self, view: TrainingView, sampler: EpochSampler | RankSampler, batch_size: int, drop_last: bool
-    ) -> Loader:
+    def _loader(self, view: BatchView, sampler: EpochSampler | RankSampler, batch_size: int, drop_last: bool) -> Loader:
         return Loader(
             view,
             batch_size=batch_size,

@@ -1,7 +1,7 @@
 r"""Images as data sets, a batch at a time.
 
 A data set here answers `batch(indices)` with one dict of tensors: for images held in memory that is one
-`index_select`, with no Python per image. `TrainingView` puts the loader's indices through it: index
+`index_select`, with no Python per image. `BatchView` puts the loader's indices through it: index
 :math:`k` stands for image :math:`i = k \bmod n` in epoch :math:`e = \lfloor k / n \rfloor`, so that what
 is drawn for an image is a function of (seed, e, i) wherever it is drawn, in this process or in a worker.
 
@@ -90,7 +90,7 @@ class TensorImages(ImageDataset):
 
 
 def check_labels(labels: Tensor, n_images: int, num_classes: int) -> None:
-    """Raise a ValueError where labels are not one int64 a image in 0 ... num_classes - 1."""
+    """Raise a ValueError where labels are not one int64 an image in 0 ... num_classes - 1."""
     if labels.dtype != torch.int64 or labels.shape != (n_images,):
         raise ValueError(
             f"{n_images} images need int64 labels of shape ({n_images},), given were {labels.dtype}"
@@ -105,7 +105,7 @@ def check_labels(labels: Tensor, n_images: int, num_classes: int) -> None:
         )
 
 
-class TrainingView(Dataset[Batch]):
+class BatchView(Dataset[Batch]):
     """What a loader reads: whole batches of a data set, flipped at random where wanted.
 
     Args:
@@ -134,13 +134,13 @@ class TrainingView(Dataset[Batch]):
 
 
 def as_fetched(batch: Any) -> Any:
-    """Collate nothing: `TrainingView` gives whole batches."""
+    """Collate nothing: `BatchView` gives whole batches."""
     return batch
 
 
 def flips(seed: int, epochs: Tensor, indices: Tensor) -> Tensor:
     """Decide which images are mirrored: bool `(B,)`, a function of (seed, epoch, index) alone."""
-    # an odd constant for "flip", so that no other use of (seed, epoch) shares these bits
+    # a constant that stands for "flip", so that no other use of (seed, epoch) shares these bits
     state = epochs.numpy().astype(np.uint64) * np.uint64(0xD1B54A32D192ED03)
     state = _scramble(_scramble(state + np.uint64(mix(seed, 0xF11B))) + indices.numpy().astype(np.uint64))
     return torch.from_numpy((state >> np.uint64(63)).astype(np.bool_))

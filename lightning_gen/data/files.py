@@ -3,7 +3,7 @@
 import os
 import stat
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from lightning_gen.errors import MissingData, did_you_mean
@@ -27,9 +27,9 @@ class ImageFiles(Protocol):
 
 def _wanted(name: str) -> bool:
     """Say whether a name is that of an image; hidden files and what archivers add are not."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and name.lower().endswith(EXTENSIONS)
+    if not name.lower().endswith(EXTENSIONS):
+        return False
+    return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 class FolderFiles:

@@ -140,7 +140,7 @@ class ImageFolderDataModule(ImageDataModule):
         """Say whether all sampled files are gray; unreadable ones have no say."""
         names = self.files.names
         known = []
-        for name in names[:: max(1, len(names) // _SAMPLED)]:
+        for name in names[:: -(-len(names) // _SAMPLED)]:
             try:
                 known.append(is_gray(read(self.files, name), name))
             except UnreadableImage:

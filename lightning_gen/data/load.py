@@ -37,17 +37,15 @@ def load_data(name_or_folder: str, **kwargs: Any) -> ImageDataModule:
         ValueError: where it is neither a name nor a path, or the data module has no such argument.
         MissingData: where it is a path, and nothing is there.
     """
-    plain = {_plain(name): kind for name, kind in DATA.items()}
-    if _plain(name_or_folder) in plain:
-        kind = plain[_plain(name_or_folder)]
-        _check_arguments(kind, kwargs)
-        return kind(**kwargs)
-    looks_like_path = any(mark in name_or_folder for mark in (os.sep, "/", ".", "~"))
-    if looks_like_path or Path(name_or_folder).exists():
+    plain = _plain(name_or_folder)
+    name = next((name for name in DATA if _plain(name) == plain), name_or_folder)
+    looks_like_path = any(mark in name for mark in (os.sep, "/", ".", "~"))
+    if name not in DATA and (looks_like_path or Path(name).exists()):
         _check_arguments(ImageFolderDataModule, kwargs)
-        return ImageFolderDataModule(name_or_folder, **kwargs)
-    choose("data set (nor folder)", name_or_folder, DATA)
-    raise AssertionError("a name that is allowed was not found")
+        return ImageFolderDataModule(name, **kwargs)
+    kind = choose("data set, folder or archive", name, DATA)
+    _check_arguments(kind, kwargs)
+    return kind(**kwargs)
 
 
 def _plain(name: str) -> str:

@@ -17,7 +17,7 @@ from lightning_gen.seeding import mix
 
 
 class EpochSampler(DistributedSampler[int]):
-    """A rank's share of the permutation of an epoch, as indices `index + epoch * n` for `TrainingView`.
+    """A rank's share of the permutation of an epoch, as indices `index + epoch * n` for `BatchView`.
 
     Being a DistributedSampler, it is kept by Lightning, which calls `set_epoch`. Every rank gets
     floor(n / ranks) images; the rest is left out, and another rest in each epoch. Fewer images than
@@ -77,8 +77,8 @@ def even_batch_size(n_images: int, num_replicas: int, batch_size: int) -> int:
     """Return the largest batch size, up to `batch_size`, that gives all ranks as many batches.
 
     Ranks of floor(n / R) and of that plus one image differ in their number of batches where the former
-    is a multiple of the batch size. The rank with more would wait for ever: DDP sends the buffers of
-    rank 0 round before every batch, in validation too.
+    is a multiple of the batch size. DDP sends the buffers of rank 0 round before every batch, in
+    validation too: the last batch of some ranks would be a collective call that the others never make.
     """
     floor, rest = divmod(n_images, num_replicas)
     if rest == 0:

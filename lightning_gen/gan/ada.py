@@ -20,8 +20,8 @@ units of the image's size, values in the images' range [-1, 1]):
 | geometric | `scaling`             | by s                                                         |
 |           | `rotation`            | U(-pi, pi) with probability 1 - sqrt(1 - p), twice (see below) |
 |           | `anisotropic_scaling` | by s in x and 1/s in y                                       |
-|           | `translation`         | t ~ N(0, 1/8) in x and y                                     |
-| color     | `brightness`          | add N(0, 0.2)                                                |
+|           | `translation`         | t ~ N(0, (1/8)^2) in x and y                                 |
+| color     | `brightness`          | add N(0, 0.2^2)                                              |
 |           | `contrast`            | multiply by 2^(0.5 n)                                        |
 |           | `luma_flip`           | mirror the luma axis, i ~ U{0, 1}                            |
 |           | `hue`                 | rotate around the luma axis by U(-pi, pi)                    |
@@ -141,18 +141,24 @@ class ADA(Augmentation):
     def forward(self, x: Tensor) -> Tensor:
         """Augment each image by itself, (B, C, H, W) to (B, C, H, W); the identity, bit by bit, at p = 0."""
         full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        draw = _Draw(len(x), self.p, full.dtype)
-        if not self.transforms.isdisjoint(GROUPS["blit"] + GROUPS["geometric"]):
-            inverse = self._geometry(draw, x.shape[2], x.shape[3])
-            moved = (inverse != torch.eye(3, dtype=full.dtype, device=x.device)).flatten(1).any(dim=1)
-            if _any(moved):
-                full = torch.where(moved[:, None, None, None], warp(full, inverse), full)
-        if not self.transforms.isdisjoint(GROUPS["color"]):
-            matrix = self._color(draw, x.shape[1])
-            changed = (matrix != torch.eye(4, dtype=full.dtype, device=x.device)).flatten(1).any(dim=1)
-            if _any(changed):
-                full = torch.where(changed[:, None, None, None], maps.recolor(full, matrix), full)
-        return full.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._recolor(self._move(full)).to(x.dtype)
+
+    def _move(self, x: Tensor) -> Tensor:
+        """Apply the blits and the geometric transforms."""
+        if self.transforms.isdisjoint(GROUPS["blit"] + GROUPS["geometric"]):
+            return x
+        inverse = self._geometry(_Draw(len(x), self.p, x.dtype), x.shape[2], x.shape[3])
+        moved = _altering(inverse)
+        return torch.where(moved[:, None, None, None], warp(x, inverse), x) if _any(moved) else x
+
+    def _recolor(self, x: Tensor) -> Tensor:
+        """Apply the color transforms."""
+        if self.transforms.isdisjoint(GROUPS["color"]):
+            return x
+        matrix = self._color(_Draw(len(x), self.p, x.dtype), x.shape[1])
+        changed = _altering(matrix)
+        return torch.where(changed[:, None, None, None], maps.recolor(x, matrix), x) if _any(changed) else x
 
     def _geometry(self, draw: _Draw, height: int, width: int) -> Tensor:
         """Draw the inverse of each image's geometric transform, (B, 3, 3)."""
@@ -226,15 +232,20 @@ class ADA(Augmentation):
         return f"target={self.target}, images={self.images}, every={self.every}, transforms={','.join(names)!r}"
 
 
+def _altering(matrices: Tensor) -> Tensor:
+    """Say which matrices are not the identity, (B,) bool."""
+    eye = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
+    return (matrices != eye).flatten(1).any(dim=1)
+
+
 def _any(mask: Tensor) -> bool:
     """Say whether work may be needed: asked on the CPU, where it is free; elsewhere it would wait for the device."""
     return mask.device.type != "cpu" or bool(mask.any())
 
 
 def _product(factors: list[Tensor]) -> Tensor:
-    """Multiply matrices from left to right in full precision."""
-    with torch.autocast(factors[0].device.type, enabled=False):
-        product = factors[0]
-        for factor in factors[1:]:
-            product = product @ factor
+    """Multiply matrices from left to right."""
+    product = factors[0]
+    for factor in factors[1:]:
+        product = product @ factor
     return product

@@ -169,6 +169,11 @@ class GAN(GenerativeModule):
 
     # ------------------------------------------------------------------ training
 
+    @property
+    def batches_per_iteration(self) -> int:
+        """Batches of data in an iteration: of each of D's steps, times those accumulated."""
+        return self.n_dis * self.accumulate
+
     def setup(self, stage: str) -> None:
         """Learn how frequent the classes are, and compile."""
         super().setup(stage)
@@ -180,13 +185,13 @@ class GAN(GenerativeModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take one step of D, or a part of it where gradients are accumulated; after the last one, a step of G."""
-        position = self.batch_number % (self.n_dis * self.accumulate)
+        position = self.batch_number % self.batches_per_iteration
         micro = position % self.accumulate
         if micro == 0:
             self._held.clear()
         self._held.append(batch)
         logs = self._step_discriminator(batch, micro)
-        if position == self.n_dis * self.accumulate - 1:
+        if position == self.batches_per_iteration - 1:
             logs |= self._step_generator()
             self.log_scalars(logs, bar=("loss_d", "loss_g"))
 

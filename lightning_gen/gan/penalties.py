@@ -146,9 +146,6 @@ class WGANGP(Penalty):
     Args:
         weight: lambda, 10 in the paper.
         every: the lazy interval; 1 in the paper.
-
-    References:
-        Improved Training of Wasserstein GANs, https://arxiv.org/abs/1704.00028
     """
 
     on = "between"
@@ -187,9 +184,6 @@ class DRAGAN(Penalty):
     Args:
         weight: lambda, 10 in the paper.
         every: the lazy interval; 1 in the paper.
-
-    References:
-        On Convergence and Stability of GANs, https://arxiv.org/abs/1705.07215
     """
 
     on = "real"
@@ -212,9 +206,6 @@ class R1(Penalty):
     Args:
         gamma: twice the factor of the mean squared norm; 10 in the paper, lower for smaller images.
         every: the lazy interval; 1 in the paper, 16 in StyleGAN2.
-
-    References:
-        Which Training Methods for GANs do actually Converge?, https://arxiv.org/abs/1801.04406
     """
 
     on = "real"
@@ -234,9 +225,6 @@ class R2(Penalty):
     Args:
         gamma: twice the factor of the mean squared norm; 10 in the paper, lower for smaller images.
         every: the lazy interval; 1 in the paper.
-
-    References:
-        Which Training Methods for GANs do actually Converge?, https://arxiv.org/abs/1801.04406
     """
 
     on = "fake"
@@ -278,9 +266,6 @@ def lazy_adam(lr: float, betas: tuple[float, float], every: int) -> tuple[float,
 
     Returns:
         The learning rate and betas to give to Adam; as given where `every` is 1.
-
-    References:
-        Analyzing and Improving the Image Quality of StyleGAN, https://arxiv.org/abs/1912.04958
     """
     if every < 1:
         raise ValueError(f"every={every}: the lazy interval is 1, 2, 3 ... steps.")
@@ -297,9 +282,6 @@ def clip_weights_(module: nn.Module, bound: float = 0.01) -> None:
     Args:
         module: the critic; its buffers stay as they are.
         bound: c, 0.01 in the paper.
-
-    References:
-        Wasserstein GAN, https://arxiv.org/abs/1701.07875
     """
     if not bound > 0:
         raise ValueError(f"bound={bound}: weights are clipped to [-bound, bound], so the bound must be above 0.")

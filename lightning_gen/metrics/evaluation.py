@@ -242,9 +242,9 @@ def dataset_source(dataset: ImageDataset) -> SampleSource:
 
 def _build(kind: str, weights_path: str | Path | None) -> FeatureExtractor:
     """Build an extractor, on the first process of each machine first, so that only it downloads."""
-    if kind == "lenet5":
-        return LeNet5()
-    return first_on_each_machine(lambda: InceptionV3(weights_path))
+    # the initial weights, thrown away at once, would move the random state of a training run
+    with torch.random.fork_rng(devices=[]):
+        return LeNet5() if kind == "lenet5" else first_on_each_machine(lambda: InceptionV3(weights_path))
 
 
 def first_on_each_machine(build: Callable[[], FeatureExtractor]) -> FeatureExtractor:

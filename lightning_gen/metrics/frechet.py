@@ -106,7 +106,8 @@ def _factor(sigma: Tensor) -> Tensor:
     """Factor K (d, r) with K K^T = sigma, r being the rank to rounding."""
     values, vectors = torch.linalg.eigh(sigma)
     keep = values > _tolerance(sigma)
-    return vectors[:, keep] * values[keep].sqrt()
+    factor: Tensor = vectors[:, keep] * values[keep].sqrt()
+    return factor
 
 
 def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ def _assemble(difference: Tensor, traces: Tensor, root: float) -> float:
 
 def _double(x: Tensor) -> Tensor:
     """Float64, on the CPU where the device has none."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
+    return (x.cpu() if x.device.type == "mps" else x).detach().double()
 
 
 def _check_moments(mu: Tensor, sigma: Tensor) -> None:

@@ -100,4 +100,4 @@ def _one(x: Tensor, y: Tensor, size: int, generator: torch.Generator) -> float:
 
 
 def _double(x: Tensor) -> Tensor:
-    return (x.cpu() if x.device.type == "mps" else x).double()
+    return (x.cpu() if x.device.type == "mps" else x).detach().double()

@@ -158,7 +158,8 @@ def load_moments(path: str | Path, expected: Provenance | None = None, *, unchec
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, since numpy leaves a damaged file open
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         mu, sigma = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
     except FileNotFoundError:

@@ -52,9 +52,7 @@ class Toy(GenerativeModule):
     def sample_shape(self) -> tuple[int, ...]:
         return (1, 4, 4)
 
-    def draw(
-        self, stream: RandomStream, n: int, cond: Any = None, truncation: float | None = None
-    ) -> Tensor:
+    def draw(self, stream: RandomStream, n: int, cond: Any = None, truncation: float | None = None) -> Tensor:
         z = stream.normal(2)
         if truncation is not None:
             z = z.clamp(-truncation, truncation)

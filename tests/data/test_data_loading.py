@@ -9,10 +9,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from lightning_gen.data import DigitsDataModule, TensorImages
+from lightning_gen.data import DigitsDataModule, MNISTDataModule, TensorImages
 from lightning_gen.data.base import Description, ImageDataModule
-from lightning_gen.data.datasets import TrainingView, flips
+from lightning_gen.data.datasets import BatchView, flips
 from lightning_gen.data.loading import EpochSampler, RankSampler, even_batch_size
+
+# workers are forked, on machines of any number of cores
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*worker processes in total.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning"),
+]
 
 
 class Counted(ImageDataModule):
@@ -92,7 +98,7 @@ def test_the_joined_batches_of_all_ranks_are_those_of_one_process():
     one = labels(Counted(24, batch_size=8).train_dataloader(), 3)
     ranks = []
     for rank in range(2):
-        view = TrainingView(Counted(24).split("train"))
+        view = BatchView(Counted(24).split("train"))
         sampler = EpochSampler(view, 2, rank)
         sampler.set_epoch(3)
         ranks.append(labels(DataLoader(view, batch_size=4, sampler=sampler, collate_fn=lambda batch: batch)))
@@ -283,6 +289,17 @@ def test_a_run_cut_off_goes_on_with_the_next_batch(tmp_path, workers, place):
     assert before.seen + after.seen == whole.seen
 
 
+def test_a_resumed_module_can_be_trained_anew(tmp_path):
+    module, path = Counted(20, batch_size=4), tmp_path / "cut.ckpt"
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path, SaveAt(path, 1, 2)).fit(Recorder(), datamodule=module)
+    trainer(tmp_path).fit(Recorder(), datamodule=module, ckpt_path=path)
+    anew, whole = Recorder(), Recorder()
+    trainer(tmp_path).fit(anew, datamodule=module)
+    trainer(tmp_path).fit(whole, datamodule=Counted(20, batch_size=4))
+    assert anew.seen == whole.seen
+
+
 def test_resuming_twice_in_one_epoch(tmp_path):
     whole = Recorder()
     trainer(tmp_path).fit(whole, datamodule=Counted(20, batch_size=4))
@@ -320,7 +337,9 @@ def test_overfitting_one_batch_works(tmp_path):
     assert {tuple(batch) for _, _, batch, _ in recorder.seen} == {(0, 1, 2, 3)}
 
 
-def test_predicting_reads_no_images(tmp_path):
+def test_predicting_reads_and_downloads_no_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", None)
+
     class Absent(Counted):
         def _load(self, split):
             raise FileNotFoundError(split)
@@ -329,8 +348,8 @@ def test_predicting_reads_no_images(tmp_path):
         def predict_step(self, batch):
             return batch
 
-    made = trainer(tmp_path).predict(Predictor(), datamodule=Absent(n_predict=6, batch_size=4))
-    assert torch.cat(made).tolist() == list(range(6))
+    for module in (Absent(n_predict=6, batch_size=4), MNISTDataModule(str(tmp_path), n_predict=6)):
+        assert torch.cat(trainer(tmp_path).predict(Predictor(), datamodule=module)).tolist() == list(range(6))
 
 
 def _train_on_rank(rank, path, port):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gen.gan import ada_transforms as maps
-from lightning_gen.gan.ada import ADA, GROUPS
+from lightning_gen.gan.ada import ADA, GROUPS, _Draw
 from lightning_gen.gan.penalties import R1, WGANGP
 from lightning_gen.gan.warp import ANALYSIS, MARGIN, SYNTHESIS, doubling, halving, warp
 
@@ -91,6 +91,22 @@ def test_the_filters_serve_training_after_inference_mode() -> None:
     x.requires_grad_()
     warp(x, turn).sum().backward()
     assert x.grad is not None
+
+
+def test_the_filters_are_the_9_7_pair() -> None:
+    # Daubechies' polynomial 1 + 4 y + 10 y^2 + 20 y^3, y = sin^2(w / 2), split into its real root (synthesis)
+    # and its pair of complex roots (analysis), each times (1 - y)^2.
+    roots = np.roots([20, 10, 4, 1])
+    real = roots[abs(roots.imag) < 1e-9].real[0]
+    pair = roots[abs(roots.imag) > 1e-9]
+    w = np.linspace(0, math.pi, 50)
+    y = np.sin(w / 2) ** 2
+    for half, expected in (
+        (SYNTHESIS, 2 * (1 - y) ** 2 * (1 - y / real)),
+        (ANALYSIS, (1 - y) ** 2 * ((1 - y / pair[0]) * (1 - y / pair[1])).real),
+    ):
+        response = half[0] + sum(2 * tap * np.cos(k * w) for k, tap in enumerate(half) if k > 0)
+        np.testing.assert_allclose(response, expected, atol=1e-13)
 
 
 # ---------------------------------------------------------------- geometry against references
@@ -280,16 +296,17 @@ def test_drawn_integer_translations() -> None:
     assert abs((dx == 0).double().mean() - 1 / 6) < 4 * math.sqrt(0.139 / 300)
 
 
-def ramp(n: int, size: int, dim: int) -> Tensor:
+def ramp(n: int, height: int, width: int, dim: int) -> Tensor:
     """Return images whose values are pixels right of (3) or below (2) the center."""
-    line = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    return (line if dim == 3 else line[:, None]).expand(n, 1, size, size)
+    x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+    y = torch.arange(height, dtype=torch.float64) - (height - 1) / 2
+    return (x if dim == 3 else y[:, None]).expand(n, 1, height, width)
 
 
 def slopes(transforms: str, n: int = 1500, size: int = 25) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Measure the inverse matrix [[a, b], [c, d]] of each drawn transform at the center of warped ramps."""
     augment, c = seeded(ADA(p=1.0, transforms=transforms)), size // 2
-    x, y = (augment(ramp(n, size, dim))[:, 0] for dim in (3, 2))
+    x, y = (augment(ramp(n, size, size, dim))[:, 0] for dim in (3, 2))
     return (
         x[:, c, c + 1] - x[:, c, c],
         x[:, c + 1, c] - x[:, c, c],
@@ -322,10 +339,11 @@ def test_drawn_rotations() -> None:
 
 
 def test_drawn_translations() -> None:
-    size, n = 33, 1500
+    height, width, n = 33, 17, 1500
     augment = seeded(ADA(p=1.0, transforms="translation"))
-    for dim in (2, 3):
-        t = -augment(ramp(n, size, dim))[:, 0, size // 2, size // 2] / (size / 8)
+    for dim, size in ((2, height), (3, width)):
+        moved = augment(ramp(n, height, width, dim))[:, 0, height // 2, width // 2]
+        t = -moved / (size / 8)
         # The mirror at 4 sigma folds the outermost values back, far outside of the quantiles compared.
         assert abs(t.mean()) < 4 / math.sqrt(n)
         for quantile, share in ((0.5, 0.3829), (1.0, 0.6827), (2.0, 0.9545)):
@@ -349,6 +367,61 @@ def test_drawn_colors() -> None:
     cos = ((hue - luma) * (x - luma)).sum(1) / (x - luma).square().sum(1)
     assert abs(cos.mean()) < 4 * math.sqrt(0.5 / 1500)
     torch.testing.assert_close(hue.norm(dim=1), x.norm(dim=1))
+
+
+def fixed_draws(monkeypatch: pytest.MonkeyPatch, values: list[float | tuple[float, float]]) -> _Draw:
+    """Let the next draws be these values, one image."""
+    left = iter(values)
+
+    def chosen(self: _Draw, value: Tensor, neutral: float, p: Tensor | None) -> Tensor:
+        return torch.tensor(next(left), dtype=torch.float64).view(-1, 1).expand_as(value.view(-1, 1)).view_as(value)
+
+    monkeypatch.setattr(_Draw, "_chosen", chosen)
+    return _Draw(1, torch.tensor(1.0), torch.float64)
+
+
+def test_geometry_is_composed_in_the_order_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    height, width = 48, 32
+    draw = fixed_draws(monkeypatch, [1, 1, (0.11, -0.07), 0.3, 0.5, -0.4, -1.1, (0.05, 0.02)])
+    inverse = ADA()._geometry(draw, height, width)[0].numpy()
+
+    def scale(sx: float, sy: float) -> np.ndarray:
+        return np.diag([sx, sy, 1.0])
+
+    def turn(angle: float) -> np.ndarray:
+        c, s = math.cos(angle), math.sin(angle)
+        return np.array([[c, s, 0], [-s, c, 0], [0, 0, 1.0]])
+
+    def shift(tx: float, ty: float) -> np.ndarray:
+        return np.array([[1, 0, tx], [0, 1, ty], [0, 0, 1.0]])
+
+    s, a = 2**0.3, 2**-0.4
+    steps = [
+        scale(-1, 1),
+        turn(math.pi / 2),
+        shift(round(0.11 * width), round(-0.07 * height)),
+        scale(s, s),
+        turn(0.5),
+        scale(a, 1 / a),
+        turn(-1.1),
+        shift(0.05 * width, 0.02 * height),
+    ]
+    forward = np.eye(3)
+    for step in steps:
+        forward = step @ forward
+    np.testing.assert_allclose(inverse, np.linalg.inv(forward), atol=1e-6)  # the draws are float32
+
+
+def test_colors_are_composed_in_the_order_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = fixed_draws(monkeypatch, [0.2, -0.5, 1, 0.7, 0.9])
+    x = images(1, 3, 4, 4)
+    y = maps.recolor(x, ADA()._color(draw, 3))
+    expected = x + 0.2
+    expected = expected * 2**-0.5
+    expected = expected - 2 * expected.mean(1, keepdim=True)
+    expected = maps.recolor(expected, maps.rotate_hue(each(0.7, 1)))
+    luma = expected.mean(1, keepdim=True)
+    torch.testing.assert_close(y, luma + 2**0.9 * (expected - luma), rtol=0, atol=1e-6)
 
 
 # What share of images a transform alters at p = 1: drawing no flip, no turn or no shift is one of its outcomes.
@@ -421,9 +494,9 @@ def test_it_is_differentiable_twice() -> None:
 
 
 def test_penalties_go_through_it() -> None:
-    # The penalty of the image before the augmentation, with the gradient through it (gan.md's trap 13).
+    # The penalty of the image before the augmentation, with the gradient through it.
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.Softplus(), nn.Linear(5, 1), nn.Flatten(0)).double()
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(48, 2), nn.Softplus(), nn.Linear(2, 1), nn.Flatten(0)).double()
     augment = seeded(ADA(p=0.9), seed=5)
     real, fake = images(3, 3, 4, 4), images(3, 3, 4, 4, seed=1)
     for penalty in (R1(), WGANGP()):

@@ -118,7 +118,7 @@ def test_cutout_zeroes_a_rectangle_of_half_the_size(height: int, width: int) -> 
         length = int(size * 0.5 + 0.5)
         lengths = inside.sum(1)
         assert lengths.max() == length
-        assert lengths.min() == length // 2  # the center reaches the border
+        assert lengths.min() == length - length // 2  # the center reaches the border
         assert ((inside[:, 1:] != inside[:, :-1]).sum(1) <= 2).all()  # without holes
         share = inside.double().mean(0)
         assert (share - share.flip(0)).abs().max() < 5 * math.sqrt(0.5 / 3000)  # both borders alike
@@ -166,7 +166,7 @@ def test_each_image_is_augmented_by_itself() -> None:
 
 
 def test_it_is_differentiable_twice() -> None:
-    x = images(2, 3, 8, 4).requires_grad_()
+    x = images(2, 2, 5, 3).requires_grad_()
     for policy in (*POLICIES, ALL):
         augment = seeded(DiffAugment(policy))
         assert torch.autograd.gradcheck(augment, (x,))

@@ -1,15 +1,17 @@
 """Inception with random weights, for tests that need the network and not its knowledge; no download."""
 
+import io
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 
 def random_inception(seed: int = 0) -> dict[str, Tensor]:
-    """Weights for torch-fidelity's network and ours: kaiming, batch norm calibrated on eight random images."""
-    with mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None):
+    """Weights for torch-fidelity's network and ours: kaiming, batch norm calibrated on eight images."""
+    with mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
         network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path=_empty())
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
@@ -19,17 +21,22 @@ def random_inception(seed: int = 0) -> dict[str, Tensor]:
                 nn.init.zeros_(module.bias)
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
-    # logits of the size of a trained network's
-    network.fc.weight.data.mul_(0.3)
+    # class scores that differ between images, or every inception score is 1
+    network.fc.weight.data.mul_(3)
     network.train()
     with torch.no_grad():
-        network(torch.randint(0, 256, (8, 3, 32, 32), generator=generator, dtype=torch.uint8))
+        network(smooth(8, seed))
     return {key: value.clone() for key, value in network.state_dict().items()}
 
 
-def _empty():
-    import io
+def smooth(n: int, seed: int, size: int = 32, channels: int = 3) -> Tensor:
+    """Blurred noise (n, channels, size, size) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    images = F.interpolate(torch.rand(n, channels, 8, 8, generator=generator), (size, size), mode="bilinear")
+    return (images * 255).round().to(torch.uint8)
 
+
+def _empty() -> io.BytesIO:
     buffer = io.BytesIO()
     torch.save({}, buffer)
     buffer.seek(0)

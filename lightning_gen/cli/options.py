@@ -1,0 +1,113 @@
+"""The options of `sample` and `evaluate`, read before torch is loaded."""
+
+import argparse
+from typing import Any, NoReturn
+
+import yaml
+
+from lightning_gen.cli.failures import UsageError
+from lightning_gen.errors import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of leaving the process."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"lightning-gen {command}", add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UsageError."""
+        raise UsageError(f"{message}. `{self.prog} --help` shows the options.")
+
+    def flags(self) -> list[str]:
+        """Return all options."""
+        return [flag for action in self._actions for flag in action.option_strings]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a number of 1 or more is needed, given was {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"a seed is 0 or more, given was {text}")
+    return value
+
+
+_positive.__name__, _seed.__name__ = "whole number", "whole number"
+
+
+def _common(parser: Parser, n: int | None) -> None:
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--n", type=_positive, default=n)
+    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--weights")
+    parser.add_argument("--batch_size", type=_positive, default=64)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--out")
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
+
+
+def parse_sample(args: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Read the options of `sample`; those it does not know are options of the model's own."""
+    parser = Parser("sample")
+    _common(parser, 64)
+    parser.add_argument("--format", choices=("png", "npz", "grid"))
+    parser.add_argument("--cond")
+    options, rest = parser.parse_known_args(args)
+    if options.ckpt_path is None:
+        raise UsageError("--ckpt_path says what to sample from: a checkpoint or a run folder.")
+    return options, _own_options(parser, rest)
+
+
+def parse_evaluate(args: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Read the options of `evaluate`; those it does not know are options of the model's own."""
+    parser = Parser("evaluate")
+    _common(parser, None)
+    for flag in ("--samples", "--data", "--data_root", "--metrics", "--weights_path"):
+        parser.add_argument(flag)
+    parser.add_argument("--data_size", type=_positive)
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    options, rest = parser.parse_known_args(args)
+    if (options.ckpt_path is None) == (options.samples is None):
+        raise UsageError("Give what is to be scored: either --ckpt_path (a model) or --samples (a folder or an npz).")
+    if options.samples is not None and options.data is None:
+        raise UsageError("--samples are compared with --data: a data set by name, or a folder of images.")
+    own = _own_options(parser, rest)
+    if own and options.ckpt_path is None:
+        raise UsageError(f"--{next(iter(own))} is an option of a model, and --samples are files.")
+    return options, own
+
+
+def _own_options(parser: Parser, rest: list[str]) -> dict[str, Any]:
+    """Read `--key value` and `--key=value`; a key that is nearly one of the command's is taken for a slip."""
+    own: dict[str, Any] = {}
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            parser.error(f"'{word}' is not understood: options are given as --key VALUE")
+        key, equals, value = word[2:].partition("=")
+        close = nearest(f"--{key}", parser.flags(), n=1)
+        if close and _distance(close[0][2:], key) <= 2:
+            parser.error(f"there is no option --{key}. Did you mean {close[0]}?")
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                parser.error(f"--{key} needs a value")
+            value = str(following)
+        own[key.replace("-", "_")] = yaml.safe_load(value)
+    return own
+
+
+def _distance(a: str, b: str) -> int:
+    """Count the letters to change, add or leave out."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]

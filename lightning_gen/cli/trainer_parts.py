@@ -1,0 +1,96 @@
+"""What every run has without being asked for it: loggers, progress bar, checkpoints that are written whole."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
+
+from lightning_gen.checkpoints import AtomicCheckpointIO
+from lightning_gen.files import written_whole
+from lightning_gen.loggers import RunCSVLogger
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Write config.yaml into the run folder when a training run starts."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the whole configuration, so that it starts the same run again."""
+        if stage != "fit":
+            return
+        config = self.config.clone()
+        config["ckpt_path"] = None
+        with written_whole(Path(trainer.default_root_dir) / "config.yaml") as partial:
+            partial.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
+
+
+class RunProgressBar(TQDMProgressBar):
+    """Lightning's bar without the version of the run, which here has none."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return what the bar shows."""
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return shown
+
+
+def trainer_arguments(given: Any, command: str, folder: Path, first_step: int) -> dict[str, Any]:
+    """Complete the trainer's callbacks, plugins and loggers.
+
+    Args:
+        given: the trainer's arguments as they are configured.
+        command: fit, validate, test or predict.
+        folder: the run folder.
+        first_step: iteration at which training takes up.
+    """
+    callbacks, plugins = _as_list(given.get("callbacks")), _as_list(given.get("plugins"))
+    if not _any(plugins, CheckpointIO) and _takes_io(given.get("strategy")):
+        plugins.append(AtomicCheckpointIO())
+    callbacks += _missing_callbacks(given, callbacks)
+    loggers = _loggers(given, command, folder, first_step)
+    return {"callbacks": callbacks, "plugins": plugins, "logger": loggers}
+
+
+def _missing_callbacks(given: Any, callbacks: list[Callback]) -> list[Callback]:
+    missing: list[Callback] = []
+    if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
+        missing.append(RunProgressBar())
+    if given.get("enable_checkpointing") is not False and not _any(callbacks, Checkpoint):
+        missing.append(ModelCheckpoint(save_last=True))
+    return missing
+
+
+def _loggers(given: Any, command: str, folder: Path, first_step: int) -> list[Logger] | bool:
+    logger = given.get("logger")
+    if given.get("fast_dev_run"):
+        return False
+    loggers: list[Logger] = [] if isinstance(logger, bool) else _as_list(logger)
+    if command != "fit":
+        # scores of a finished run are no rows of its training
+        return loggers or False
+    if logger in (None, True):
+        # `purge_step`: what comes again is not shown twice
+        purge = first_step or None
+        loggers.append(
+            TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
+        )
+    if not _any(loggers, RunCSVLogger):
+        loggers.insert(0, RunCSVLogger(folder, first_step))
+    return loggers
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def _any(objects: list[Any], cls: type) -> bool:
+    return any(isinstance(one, cls) for one in objects)
+
+
+def _takes_io(strategy: Any) -> bool:
+    """Whether a strategy saves through a CheckpointIO; sharding ones write folders of their own."""
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    return not any(word in name.lower() for word in ("fsdp", "deepspeed", "modelparallel", "model_parallel"))

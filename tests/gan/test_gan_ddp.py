@@ -1,0 +1,95 @@
+"""Two processes train the GAN that one trains on their joined batches."""
+
+import os
+
+import pytest
+import torch
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from noiseless import FixedNoise, FixedWGANGP
+from ranks import run_ranks
+from tiny import TinyData, tiny_gan, trainer, weights
+from torch.utils.data import DataLoader, Subset
+
+from lightning_gen.gan import ADA, R1, R2
+from lightning_gen.gan.module import GAN
+
+CASES = {
+    "penalties": {"penalties": [FixedWGANGP(10.0), R1(1.0, every=2), R2(0.5)], "n_dis": 2},
+    "accumulation": {"accumulate": 2, "loss": "hinge", "gradient_clip_val": 0.05},
+    "pairs": {"loss": "relativistic_pairing"},
+    "classes and averages": {"num_classes": 4, "ema_half_lives": [100]},
+}
+
+
+class Joined(TinyData):
+    """Batches of 8 for one process; each of two gets its half of every one."""
+
+    def __init__(self, num_classes=None, rank=None):
+        super().__init__(n=128, batch_size=8, num_classes=num_classes)
+        self.rank = rank
+
+    def train_dataloader(self):
+        images = self.split("train")
+        if self.rank is None:
+            return DataLoader(images, batch_size=8)
+        mine = [i for i in range(len(images)) if (i % 8) // 4 == self.rank]
+        return DataLoader(Subset(images, mine), batch_size=4)
+
+
+class DrawnNoise(GAN):
+    """Keep the first latents drawn."""
+
+    def _fakes(self, batch):
+        fake, label = super()._fakes(batch)
+        if not hasattr(self, "first"):
+            self.first = fake.detach().clone()
+        return fake, label
+
+
+def train(name, folder, rank=None):
+    arguments = dict(CASES[name])
+    module = tiny_gan(cls=FixedNoise, **arguments).double()
+    data = Joined(arguments.get("num_classes"), rank)
+    settings = {"max_steps": 6, "max_epochs": -1, "precision": "64-true", "use_distributed_sampler": False}
+    if rank is not None:
+        settings |= {"devices": 2, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
+    trainer(folder, **settings).fit(module, datamodule=data)
+    return module
+
+
+def work(rank, folder):
+    torch.save({name: weights(train(name, folder, rank)) for name in CASES}, os.path.join(folder, f"{rank}.pt"))
+    os.environ["PL_GLOBAL_SEED"] = "3"
+    module = tiny_gan(cls=DrawnNoise)
+    ada = tiny_gan(augmentation=ADA(images=100, every=1))
+    settings = {"max_steps": 2, "devices": 2, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
+    trainer(folder, **settings).fit(module, datamodule=TinyData())
+    trainer(folder, **settings).fit(ada, datamodule=TinyData())
+    drawn = {"noise": module.first, "p": ada.augmentation.p, "sample": module.sample(4, seed=0)}
+    torch.save(drawn, os.path.join(folder, f"drawn-{rank}.pt"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ddp")
+    run_ranks(work, 2, str(path))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one(folder, name):
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)[name] for rank in (0, 1))
+    alone = weights(train(name, folder))
+    assert first.keys() == alone.keys()
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key])
+        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_processes_draw_different_noise_and_share_what_they_must(folder):
+    first, second = (torch.load(folder / f"drawn-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert not torch.equal(first["noise"], second["noise"])
+    assert torch.equal(first["p"], second["p"])
+    assert torch.equal(first["sample"], second["sample"])
