@@ -45,10 +45,8 @@ def row(config: Path) -> str:
     spent = (
         f"{result['iterations']} iterations, {result['training_minutes']:.0f} min on {result['environment']['device']}"
     )
-    return (
-        f"| `{name}` | {title} | {scores} | {protocol['weights']}, seed {protocol['seed']}{'; ' + changed if changed else ''}"
-        f" | {spent} | {result['environment']['date']} |"
-    )
+    drawn = f"{protocol['weights']}, seed {protocol['seed']}" + (f"; {changed}" if changed else "")
+    return f"| `{name}` | {title} | {scores} | {drawn} | {spent} | {result['environment']['date']} |"
 
 
 def page() -> str:

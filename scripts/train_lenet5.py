@@ -135,6 +135,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_suffix(".partial")
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial, metadata)
+    partial.chmod(0o644)  # safetensors writes for the owner alone, and the file is shipped
     partial.replace(args.out)
 
     extractor = LeNet5(args.out)

@@ -5,9 +5,10 @@ it takes seconds to load. Every command is therefore imported when it is run.
 """
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
 
 from lightning_gen import __version__
 from lightning_gen.cli import pages
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in args or os.environ.get("LIGHTNING_GEN_DEBUG", "0") not in ("", "0")
     args = [arg for arg in args if arg != "--debug"]
     command = args[0] if args else ""
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         return _dispatch(args)
     except KeyboardInterrupt:
@@ -45,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         if _is_first_process():
             print(f"lightning-gen {command}: error: {text}", file=sys.stderr)
         return code
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _dispatch(args: list[str]) -> int:
@@ -63,23 +68,28 @@ def _dispatch(args: list[str]) -> int:
     if any(flag in rest for flag in ("-h", "--help")):
         print(pages.PAGES[command], end="")
         return 0
-    return _runner(command)(rest)
+    return _run(command, rest)
 
 
-def _runner(command: str) -> Callable[[list[str]], int]:
+def _run(command: str, args: list[str]) -> int:
     if command == "list":
-        return _list
-    if command == "sample":
-        from lightning_gen.cli.sampling import sample
+        return _list(args)
+    if command in ("sample", "evaluate"):
+        from lightning_gen.cli import options
 
-        return sample
-    if command == "evaluate":
+        # wrong options are found before torch is loaded
+        if command == "sample":
+            wanted = options.parse_sample(args)
+            from lightning_gen.cli.sampling import sample
+
+            return sample(*wanted)
+        wanted = options.parse_evaluate(args)
         from lightning_gen.cli.evaluation import evaluate
 
-        return evaluate
+        return evaluate(*wanted, args)
     from lightning_gen.cli import train
 
-    return lambda rest: train.run(command, rest)
+    return train.run(command, args)
 
 
 def _list(args: list[str]) -> int:

@@ -106,9 +106,9 @@ def table(contains: str = "") -> str:
             header = read_header(entry.read_text(encoding="utf-8"))
             rows.append((name, header.title, header.result))
     if contains and not rows:
-        families = {name.split("/")[0] for name in known}
+        words = {word for name in known for word in re.split("[/_]", name)}
         raise UsageError(
-            f"No packaged configuration has '{contains}' in its name.{did_you_mean(contains, [*known, *families])}"
+            f"No packaged configuration has '{contains}' in its name.{did_you_mean(contains, [*words, *known])}"
             " `lightning-gen list` shows all of them."
         )
     rows.insert(0, ("NAME", "WHAT", "RESULT"))

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from lightning_gen.checkpoints import CheckpointError, rebuild_data
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.cli.folder import folder_of
-from lightning_gen.cli.options import parse_evaluate
 from lightning_gen.cli.source import Source, cond_of, pick_device, stop_on_sigterm
 from lightning_gen.data import DATA, ImageFolderDataModule, TensorImages, load_data
 from lightning_gen.errors import choose
@@ -27,9 +26,8 @@ from lightning_gen.results import run_context, write_results
 DIGITS = ("mnist", "digits")
 
 
-def evaluate(args: list[str]) -> int:
-    """Run the command."""
-    options, own = parse_evaluate(args)
+def evaluate(options: Namespace, own: dict[str, Any], args: list[str]) -> int:
+    """Run the command with its options and the model's own; `args` is how it was typed."""
     stop_on_sigterm()
     begin = time.monotonic()
     samples = Samples(options, own)

@@ -98,6 +98,16 @@ def _extra(error: BaseException) -> str | None:
     return None
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """Return the error and those that it was raised for, the first one first."""
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and seen not in chain:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    return chain[::-1]
+
+
 def raised_here(error: BaseException) -> bool:
     """Whether the exception was raised by this package's own code, which raises for what it can explain."""
     trace: TracebackType | None = error.__traceback__

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 
 from lightning_gen.checkpoints import CheckpointError, Found, checkpoints_in, load_checkpoint
 from lightning_gen.cli.failures import RunError, UsageError
@@ -172,6 +173,13 @@ def as_config(content: dict[str, Any], key: str) -> dict[str, Any] | None:
     class_path = hyperparameters.pop("_class_path", None)
     hyperparameters.pop("_instantiator", None)
     return {"class_path": class_path, "init_args": hyperparameters} if class_path else None
+
+
+def dump(parser: ArgumentParser, config: Any, **how: Any) -> str:
+    """Write a parsed configuration as YAML, defaults and nulls included."""
+    # the name of the option until jsonargparse 5
+    text: str = parser.dump(config, skip_none=False, **how)
+    return text
 
 
 def epochs_done(content: dict[str, Any]) -> int:

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_gen.checkpoints import INSTANTIATOR, CheckpointError, find_checkpoint, load_checkpoint
-from lightning_gen.cli.failures import UsageError, raised_here
-from lightning_gen.cli.folder import RunFolder, as_config, differences, epochs_done, flatten, refuse
+from lightning_gen.cli.failures import UsageError, causes, explain, raised_here
+from lightning_gen.cli.folder import RunFolder, as_config, differences, dump, epochs_done, flatten, refuse
 from lightning_gen.cli.trainer_parts import SaveRunConfig, trainer_arguments
 from lightning_gen.module import GenerativeModule
 
@@ -162,8 +161,7 @@ class GenerativeCLI(LightningCLI):
             return dict(yaml.safe_load(text) or {})
 
     def _plain(self, config: Any) -> dict[str, Any]:
-        parser: ArgumentParser = self.command_parser
-        plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
+        plain: dict[str, Any] = yaml.safe_load(dump(self.command_parser, config, skip_validation=True))
         return plain
 
     def _finished(self) -> str | None:
@@ -247,9 +245,15 @@ class GenerativeCLI(LightningCLI):
         """Build everything; an argument that its class refuses is wrong usage, not a failed run."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
-            if isinstance(error, MisconfigurationException) or raised_here(error):
-                raise UsageError(str(error)) from error
+        except Exception as error:
+            # jsonargparse wraps what a constructor raises
+            for cause in causes(error):
+                if isinstance(cause, MisconfigurationException) or (
+                    isinstance(cause, (ValueError, TypeError)) and raised_here(cause)
+                ):
+                    raise UsageError(str(cause)) from error
+                if cause is not error and explain(cause) is not None:
+                    raise cause from None
             raise
         self._describe_data()
 

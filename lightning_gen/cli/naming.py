@@ -114,7 +114,7 @@ def _required(message: str, keys: list[str]) -> str:
     missing = match[1].strip()
     if cls:
         return f"{cls.rpartition('.')[2]} ({where}) needs a value for: {missing}."
-    names = [name.split(".", 1)[-1] for name in re.split(r",\s*", missing)]
+    names = sorted((name.split(".", 1)[-1] for name in re.split(r",\s*", missing)), reverse=True)
     return (
         f"Nothing says which {' and '.join(names)} to use. Give a configuration (-c NAME_OR_FILE; `lightning-gen"
         f" list` shows the packaged ones) or {' '.join(f'--{name} CLASS' for name in names)}."
@@ -198,8 +198,7 @@ def _bases(key: str, owner: str) -> list[type]:
 def _classes_in(annotation: Any) -> Iterator[type]:
     if isinstance(annotation, type) and annotation.__module__ != "builtins" and not get_args(annotation):
         yield annotation
-    inner: Any
-    for inner in get_args(annotation):
+    for inner in tuple[Any, ...](get_args(annotation)):
         if not isinstance(inner, list):  # the arguments of a Callable
             yield from _classes_in(inner)
 

@@ -54,11 +54,12 @@ examples:
 """
 
 _RUN = """\
-usage: lightning-gen {name} --ckpt_path PATH_OR_RUN_FOLDER [-c NAME_OR_FILE] [--section.key VALUE ...]
+usage: lightning-gen {name} --ckpt_path PATH_OR_RUN_FOLDER [-c NAME_OR_FILE] [--section.key VALUE]
 
-{what} Without -c the configuration is the config.yaml of the run folder that the checkpoint lies in,
-or what the checkpoint holds. The model is the checkpoint's, whatever the configuration says; where a
-given option differs, a warning names it.
+{what}
+Without -c the configuration is the config.yaml of the run folder that the checkpoint lies in, or what
+the checkpoint holds. The model is the checkpoint's, whatever the configuration says; where a given
+option differs, a warning names it.
 
 options:
   --ckpt_path PATH|last|best    a checkpoint, or a run folder: then its newest checkpoint
@@ -143,7 +144,7 @@ PAGES = {
     "fit": FIT,
     "validate": _RUN.format(name="validate", what="Run a trained model on the validation split."),
     "test": _RUN.format(name="test", what="Run a trained model on the test split."),
-    "predict": _RUN.format(name="predict", what="Draw the samples that a predict loader asks for."),
+    "predict": _RUN.format(name="predict", what="Draw the samples that a predict loader asks for, for a callback that writes them; see also `sample`."),
     "sample": SAMPLE,
     "evaluate": EVALUATE,
     "list": LIST,

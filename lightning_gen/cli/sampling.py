@@ -11,7 +11,6 @@ from tqdm import tqdm
 from lightning_gen import __version__
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.cli.folder import folder_of
-from lightning_gen.cli.options import parse_sample
 from lightning_gen.cli.sample_files import NPZ, PNGFolder, SampleFiles
 from lightning_gen.cli.source import Source, classes_of, cond_of, stop_on_sigterm
 from lightning_gen.images import enlarge, image_grid, write_png
@@ -20,9 +19,8 @@ from lightning_gen.metrics.extractors import file_sha256
 ENDINGS = {"npz": ".npz", "grid": ".png", "png": ""}
 
 
-def sample(args: list[str]) -> int:
-    """Run the command."""
-    options, own = parse_sample(args)
+def sample(options: Namespace, own: dict[str, Any]) -> int:
+    """Run the command with its options and the model's own."""
     stop_on_sigterm()
     kind = _format(options)
     source = Source(options, own)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import logging
+import os
 import tempfile
 import warnings
 
@@ -36,6 +37,8 @@ def run(command: str, args: list[str]) -> int:
 def _quiet() -> None:
     """Leave out what Lightning says that is of no use here, and nothing else."""
     quiet_lightning()
+    # Lightning calls jsonargparse by names that are going to change; so does what is below
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for message in (
         r".*The dirpath has changed from.*",
         # a run that takes up mid-epoch is exact: the data module's state says where

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
 from lightning_gen.checkpoints import AtomicCheckpointIO
+from lightning_gen.cli.folder import dump
 from lightning_gen.files import written_whole
 from lightning_gen.loggers import RunCSVLogger
 
@@ -24,7 +25,7 @@ class SaveRunConfig(SaveConfigCallback):
         config = self.config.clone()
         config["ckpt_path"] = None
         with written_whole(Path(trainer.default_root_dir) / "config.yaml") as partial:
-            partial.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
+            partial.write_text(dump(self.parser, config), encoding="utf-8")
 
 
 class RunProgressBar(TQDMProgressBar):
@@ -49,6 +50,9 @@ def trainer_arguments(given: Any, command: str, folder: Path, first_step: int) -
     callbacks, plugins = _as_list(given.get("callbacks")), _as_list(given.get("plugins"))
     if not _any(plugins, CheckpointIO) and _takes_io(given.get("strategy")):
         plugins.append(AtomicCheckpointIO())
+    if given.get("fast_dev_run"):
+        # a trial leaves nothing behind; Lightning would write last.ckpt, and the real run go on from it
+        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     callbacks += _missing_callbacks(given, callbacks)
     loggers = _loggers(given, command, folder, first_step)
     return {"callbacks": callbacks, "plugins": plugins, "logger": loggers}
@@ -58,7 +62,7 @@ def _missing_callbacks(given: Any, callbacks: list[Callback]) -> list[Callback]:
     missing: list[Callback] = []
     if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
         missing.append(RunProgressBar())
-    if given.get("enable_checkpointing") is not False and not _any(callbacks, Checkpoint):
+    if given.get("enable_checkpointing") is not False and not given.get("fast_dev_run") and not _any(callbacks, Checkpoint):
         missing.append(ModelCheckpoint(save_last=True))
     return missing
 

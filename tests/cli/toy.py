@@ -140,4 +140,4 @@ class ToyData(LightningDataModule):
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> DataLoader:
-        return DataLoader(range(8), 4)
+        return DataLoader(range(8), batch_size=4)

@@ -1,0 +1,179 @@
+"""Every foreseeable mistake is answered by one paragraph."""
+
+import errno
+import os
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import BASE
+
+from lightning_gen.cli.failures import explain
+
+CONFIG = {
+    "trainer": {"max_epochs": 1},
+    "model": {"class_path": "Toy", "init_args": {"net": {"class_path": "ToyNet", "init_args": {"width": 3}}}},
+    "data": {"class_path": "ToyData", "init_args": {"batch_size": 4}},
+}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--model.lrr=3"], ["Toy (model) has no argument 'lrr'", "Did you mean 'lr'?"]),
+        (["--model.net.widht=3"], ["ToyNet (model.net) has no argument 'widht'", "'width'"]),
+        (["--trainer.max_epoch=3"], ["There is no option --trainer.max_epoch.", "--trainer.max_epochs"]),
+        (["--trainr.max_epochs=3"], ["There is no option --trainr.max_epochs.", "--trainer.max_epochs"]),
+        (["--model.lr=abc"], ["'model.lr' takes a number", "given was 'abc'"]),
+        (["--trainer.max_epochs=abc"], ["'trainer.max_epochs' takes an integer", "given was 'abc'"]),
+        (["--seed_everything=x"], ["'seed_everything' takes", "an integer", "given was 'x'"]),
+        (["--model=Toyy"], ["There is no class 'Toyy' for 'model'", "Did you mean 'Toy'"]),
+        (["--model=GANN"], ["There is no class 'GANN' for 'model'", "Did you mean 'GAN'?"]),
+        (["--model.net=ToyNett"], ["There is no class 'ToyNett' for 'model.net'", "'ToyNet'"]),
+        (["--data=MNISTDataModul"], ["There is no class 'MNISTDataModul' for 'data'", "'MNISTDataModule'"]),
+        (["--model=no.such.Model"], ["no.such.Model", "cannot be imported"]),
+        (["--model=toy.Nothing"], ["toy.Nothing"]),
+        (["-c", "nofile"], ["There is no configuration 'nofile'", "lightning-gen list"]),
+        (["-c", "gan/mnist_dcgn"], ["Did you mean 'gan/mnist_dcgan'"]),
+        (["stray"], ["stray"]),
+        (["--trainer.callbacks+=ModelCheckpont"], ["ModelCheckpont", "'ModelCheckpoint'"]),
+        (["--trainer.logger=WandbLoger"], ["WandbLoger", "'WandbLogger'"]),
+    ],
+)
+def test_wrong_arguments(here, fit, args, said):
+    code, _, err = fit(*args)
+    assert code == 2, err
+    for text in said:
+        assert text in err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.strip()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trainr": {"max_epochs": 3}}, ["'trainr", "trainer"]),
+        ({"trainer": {"max_epoch": 3}}, ["There is no key 'trainer.max_epoch'", "max_epochs"]),
+        ({"trainer": {"callbacks": [{"class_path": "ModelCheckpoin"}]}}, ["'ModelCheckpoin'", "'ModelCheckpoint'"]),
+        (
+            {"trainer": {"callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"monitr": "x"}}]}},
+            ["ModelCheckpoint (trainer.callbacks) has no argument 'monitr'", "'monitor'"],
+        ),
+        (
+            {"model": {"class_path": "Toy", "init_args": {"net": {"class_path": "ToyNet", "init_args": {"widt": 1}}}}},
+            ["ToyNet (model.net) has no argument 'widt'", "'width'"],
+        ),
+        (
+            {"model": {"class_path": "Toy", "init_args": {"net": {"class_path": "ToyNet", "init_arg": {"width": 1}}}}},
+            ["init_args"],
+        ),
+        (
+            {
+                "model": {
+                    "class_path": "Toy",
+                    "init_args": {"net": {"class_path": "ToyNet", "init_args": {"width": "a"}}},
+                }
+            },
+            ["'model.net.width' takes an integer", "'a'"],
+        ),
+        ({"model": {"class_path": "Toy", "init_args": {}}}, ["Toy (model) needs a value for: net"]),
+        ({"model": None}, ["which model"]),
+    ],
+)
+def test_wrong_configurations(here, run, change, said):
+    (here / "wrong.yaml").write_text(yaml.safe_dump({**CONFIG, **change}))
+    code, _, err = run("fit", "-c", "wrong.yaml")
+    assert code == 2, err
+    for text in said:
+        assert text in err
+    assert "Traceback" not in err
+
+
+def test_unparsable_yaml(here, run):
+    (here / "wrong.yaml").write_text("model: [1, 2\ndata: {")
+    code, _, err = run("fit", "-c", "wrong.yaml")
+    assert code == 2, err
+    assert "Traceback" not in err
+
+
+def test_values_that_a_class_refuses_are_wrong_usage(here, run):
+    """The GAN's own checks, raised while it is built."""
+    code, _, err = run("fit", "-c", "gan/digits", "--model.n_dis=0", "--trainer.fast_dev_run=true")
+    assert code == 2, err
+    assert "n_dis is the number of steps of D" in err
+    assert "Traceback" not in err
+
+
+def test_settings_that_lightning_refuses(here, fit):
+    code, _, err = fit("--trainer.accumulate_grad_batches=2")
+    assert code in (1, 2)
+    assert "accumulat" in err
+    assert "Traceback" not in err
+
+
+def test_missing_data(here, run):
+    args = ["--data.root=nowhere", "--data.download=false", "--trainer.accelerator=cpu"]
+    code, _, err = run("fit", "-c", "gan/mnist_dcgan", *args)
+    assert code == 1, err
+    assert "The data set mnist is not complete" in err
+    assert "Traceback" not in err
+
+
+def test_missing_wandb(here, fit, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    import lightning.pytorch.loggers.wandb as wandb_module
+
+    monkeypatch.setattr(wandb_module, "_WANDB_AVAILABLE", False)
+    code, _, err = fit("--trainer.logger=WandbLogger")
+    assert code == 1, err
+    assert 'pip install "lightning_gen[wandb]"' in err
+    assert "Traceback" not in err
+
+
+def test_a_file_where_the_folder_should_be(here, fit):
+    (here / "runs").write_text("")
+    code, _, err = fit()
+    assert code == 1
+    assert "runs" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_checkpoint_that_cannot_be_written(here, fit, monkeypatch, number):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(torch, "save", refuse)
+    code, _, err = fit()
+    assert code == 1
+    assert "runs/Toy/checkpoints" in err
+    assert ("the disk is full" in err) == (number == errno.ENOSPC)
+    assert "Traceback" not in err
+
+
+def test_folder_that_cannot_be_written(here, fit, monkeypatch):
+    from lightning_gen import loggers
+
+    def refuse(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(loggers, "written_whole", refuse)
+    code, _, err = fit()
+    assert code == 1
+    assert "No permission to write" in err
+    assert "metrics.csv" in err
+    assert "--trainer.default_root_dir" in err
+
+
+def test_debug_by_the_environment(here, run, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_GEN_DEBUG", "1")
+    code, _, err = run("fit", *BASE, "--model.lrr=3")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_what_is_not_foreseen_is_not_explained():
+    assert explain(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert explain(KeyError("x")) is None
+    assert explain(ValueError("raised elsewhere")) is None

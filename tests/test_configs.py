@@ -1,0 +1,71 @@
+"""Every packaged configuration runs through the real command line, at tiny widths, on made data of its shape."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+import lightning_gen
+from lightning_gen.cli import main
+
+FOLDER = Path(lightning_gen.__file__).parent / "configs"
+NAMES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
+HEAD = ("paper", "hardware", "time", "result", "command")
+WIDTHS = {
+    "DCGANGenerator": {"channels": 4},
+    "DCGANDiscriminator": {"channels": 4},
+    "MLPGenerator": {"hidden": [8, 8]},
+    "LeNetDiscriminator": {},
+    "ResNetGenerator": {"channels": 4},
+    "ResNetDiscriminator": {"channels": 4},
+}
+
+
+class MadeImages(LightningDataModule):
+    """Noise of the shape and classes asked for."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int | None = None) -> None:
+        super().__init__()
+        self.name, self.shape, self.num_classes = "made", tuple(shape), classes
+        self.class_counts = None if classes is None else torch.ones(classes)
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (32, *self.shape), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(32) % (self.num_classes or 1)
+        return DataLoader([{"image": i, "label": y} for i, y in zip(images, labels, strict=True)], batch_size=4)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+@pytest.fixture
+def config(name):
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_head_says_what_it_is(name):
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert len(lines[0]) > 10
+    for key, line in zip(HEAD, lines[1:], strict=False):
+        assert line.startswith(f"# {key}: ")
+        assert line.removeprefix(f"# {key}: ").strip()
+    assert lines[5].endswith(f"-c {name}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs(name, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = config["model"]["init_args"]
+    for network in ("generator", "discriminator"):
+        model[network]["init_args"] |= WIDTHS[model[network]["class_path"]]
+    shape = model["generator"]["init_args"]["image_shape"]
+    classes = model["generator"]["init_args"].get("num_classes")
+    config["data"] = {"class_path": "test_configs.MadeImages", "init_args": {"shape": shape, "classes": classes}}
+    config["trainer"]["accelerator"] = "cpu"
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "-c", "tiny.yaml", "--trainer.fast_dev_run=2", "--trainer.enable_progress_bar=false"]) == 0
