@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,7 +102,9 @@ def _build(base: type[Part], hyperparameters: dict[str, Any], path: str | Path) 
     check_names(hyperparameters, path)
     try:
         # the initial weights, replaced at once, shall not move the caller's random numbers
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # Lightning's own calls of names that jsonargparse is going to change
+            warnings.simplefilter("ignore", DeprecationWarning)
             built = instantiate_module(base, hyperparameters)
     except (SystemExit, Exception) as error:
         raise CheckpointError(

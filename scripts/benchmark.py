@@ -24,6 +24,7 @@ ROWS = {
     "gan_dcgan32_bf16": "gans",
     "gan_dcgan32_compiled": "gans",
     "gan_mlp": "gans",
+    "gan_parts": "parts",
     "ema": "ema",
     "sqrt_trace": "metrics",
     "features": "metrics",

@@ -67,7 +67,8 @@ def table(row: dict[str, Any]) -> str:
     clock_name = {"wall": "wall clock", "cpu": "processor time"}[clock]
     out = [f"`{row['name']}`:", "", f"| lane | ms per {row['what']}, {clock_name} |", "|---|---|"]
     out += [f"| {lane} | {spread(times[clock])} |" for lane, times in row["lanes_ms"].items()]
-    out += ["", "| comparison | value | goal | |", "|---|---|---|---|"]
+    if row["comparisons"]:
+        out += ["", "| comparison | value | goal | |", "|---|---|---|---|"]
     for compared in row["comparisons"]:
         ours, theirs = compared["what"].split(" against ")
         unit = " ms" if compared["kind"] == "extra" else " x"

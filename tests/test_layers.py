@@ -14,7 +14,7 @@ ROOT = Path(lightning_gen.__file__).parent
 FLOORS = [
     ["errors", "files", "quiet", "__init__"],
     ["images", "seeding", "networks", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment"],
-    ["gan.ada", "gan.warp", "gan.ada_transforms", "gan.latents", "gan.labels", "metrics", "data"],
+    ["gan.ada", "gan.warp", "gan.ada_transforms", "gan.latents", "gan.labels", "metrics", "data", "checkpoint_files"],
     ["gan.__init__", "stepping", "ema", "optimizers", "loggers"],
     ["module"],
     ["checkpoints", "results", "gan.module", "callbacks"],

@@ -196,11 +196,12 @@ def _bases(key: str, owner: str) -> list[type]:
 
 
 def _classes_in(annotation: Any) -> Iterator[type]:
-    if isinstance(annotation, type) and annotation.__module__ != "builtins" and not get_args(annotation):
+    arguments: tuple[Any, ...] = get_args(annotation)
+    if isinstance(annotation, type) and annotation.__module__ != "builtins" and not arguments:
         yield annotation
-    for inner in tuple[Any, ...](get_args(annotation)):
-        if not isinstance(inner, list):  # the arguments of a Callable
-            yield from _classes_in(inner)
+    for argument in arguments:
+        if not isinstance(argument, list):  # the arguments of a Callable
+            yield from _classes_in(argument)
 
 
 def _subclasses(cls: type) -> Iterator[type]:

@@ -144,7 +144,10 @@ PAGES = {
     "fit": FIT,
     "validate": _RUN.format(name="validate", what="Run a trained model on the validation split."),
     "test": _RUN.format(name="test", what="Run a trained model on the test split."),
-    "predict": _RUN.format(name="predict", what="Draw the samples that a predict loader asks for, for a callback that writes them; see also `sample`."),
+    "predict": _RUN.format(
+        name="predict",
+        what="Draw the samples that a predict loader asks for, for a callback that writes them; see also `sample`.",
+    ),
     "sample": SAMPLE,
     "evaluate": EVALUATE,
     "list": LIST,

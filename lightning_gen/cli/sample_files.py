@@ -70,6 +70,10 @@ class SampleFiles(ABC):
     def finish(self) -> None:
         """Close what is complete."""
 
+    def stop(self) -> None:
+        """Leave what is there to be continued."""
+        self.save()
+
     def take_up(self, path: Path) -> Record:
         """Read what stands there already, and refuse to mix it with samples of something else.
 
@@ -114,7 +118,7 @@ class PNGFolder(SampleFiles):
 
     def missing(self) -> list[int]:
         """Return the indices of the samples that are not there yet."""
-        known = self._present if not self.record["conditional"] else self._present & set(self.labels)
+        known = self._present if not self.record["labeled"] else self._present & set(self.labels)
         return [index for index in range(self.n) if index not in known]
 
     def write(self, indices: list[int], images: Tensor) -> None:
@@ -185,6 +189,12 @@ class NPZ(SampleFiles):
             self._file.flush()
         if not self._complete:
             super().save()
+
+    def stop(self) -> None:
+        """Leave what is there to be continued."""
+        self.save()
+        if self._file is not None:
+            self._file.close()
 
     def _progress(self) -> Record:
         return {"done": self._done}

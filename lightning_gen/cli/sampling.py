@@ -66,7 +66,7 @@ def _record(source: Source, options: Namespace, own: dict[str, Any], classes: li
         "cond": classes,
         "options": own,
         "shape": list(source.module.sample_shape),
-        "conditional": source.module.num_classes is not None,
+        "labeled": source.tells_classes(classes),
         "lightning_gen": __version__,
     }
 
@@ -83,7 +83,7 @@ def _write_files(source: Source, classes: list[int] | None, files: SampleFiles, 
                 files.add(indices, *source.draw(indices, cond_of(indices, classes)))
                 bar.update(len(indices))
     except BaseException:
-        files.save()
+        files.stop()
         raise
     files.finish()
 

@@ -73,6 +73,10 @@ class Source:
             images = self.module.draw(stream, len(indices), None, **self.how)
         return to_uint8(images).cpu(), stream.heard
 
+    def tells_classes(self, classes: list[int] | None) -> bool:
+        """Whether the class of every sample is known: as asked for, or as the model draws it."""
+        return self.module.num_classes is not None and (classes is not None or self.draw([0], None)[1] is not None)
+
 
 class _Listening(SampleStreams):
     """Streams that remember the classes a model draws for itself: its first draw over so many."""

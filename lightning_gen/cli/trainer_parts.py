@@ -62,7 +62,11 @@ def _missing_callbacks(given: Any, callbacks: list[Callback]) -> list[Callback]:
     missing: list[Callback] = []
     if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
         missing.append(RunProgressBar())
-    if given.get("enable_checkpointing") is not False and not given.get("fast_dev_run") and not _any(callbacks, Checkpoint):
+    if (
+        given.get("enable_checkpointing") is not False
+        and not given.get("fast_dev_run")
+        and not _any(callbacks, Checkpoint)
+    ):
         missing.append(ModelCheckpoint(save_last=True))
     return missing
 

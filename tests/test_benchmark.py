@@ -1,0 +1,108 @@
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+# two spellings of one table: what the page asks for is what the benchmark makes
+PAGE = SCRIPTS.parent / "docs" / "performance.md"
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")
+    level = logging.getLogger("lightning.pytorch").level
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    logging.getLogger("lightning.pytorch").setLevel(level)
+
+
+def run(*arguments):
+    import benchmark
+
+    return benchmark.main(["--tiny", "--repeats", "2", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("row", "cases"),
+    [
+        ("gan_dcgan32", ["gan_dcgan32"]),
+        ("gan_mlp", ["gan_mlp"]),
+        ("gan_parts", ["gan_parts"]),
+        ("ema", ["ema"]),
+        ("sqrt_trace", ["sqrt_trace/full rank", "sqrt_trace/rank deficient"]),
+        pytest.param("features", ["features"], marks=pytest.mark.slow),
+        ("data", ["data/digits 8x8", "data/memory 3x32x32"]),
+    ],
+)
+def test_every_row_runs_and_measures_every_lane_in_every_repeat(row, cases, tmp_path, capsys):
+    out = tmp_path / "benchmark.json"
+    reports = run("--rows", row, "--out", str(out))
+    assert [report["name"] for report in reports] == cases
+    for report in reports:
+        for lane in report["lanes_ms"].values():
+            assert 0 < lane["wall"]["min"] <= lane["wall"]["median"] <= lane["wall"]["max"]
+        assert all(len(compared["values"]) == 2 for compared in report["comparisons"])
+        assert report["name"] in capsys.readouterr().out or len(cases) > 1
+    assert [kept["name"] for kept in json.loads(out.read_text())["rows"]] == cases
+
+
+def test_our_ways_and_the_peers_give_the_same_values():
+    full, deficient = run("--rows", "sqrt_trace")
+    for fact, value in full["facts"].items():
+        assert fact == "samples" or abs(float(value)) < 1e-12
+    assert abs(float(deficient["facts"]["relative error, ours"])) < 1e-12
+    (ema,) = run("--rows", "ema")
+    assert float(ema["facts"]["largest difference from multi_avg_fn"]) < 1e-6
+
+
+def test_a_row_for_another_device_is_skipped_and_says_so(capsys):
+    (report,) = run("--rows", "gan_dcgan32_bf16")
+    assert "GPU" in report["skipped"]
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_an_unknown_row_is_answered_with_those_there_are(capsys):
+    with pytest.raises(SystemExit):
+        run("--rows", "gan_mpl")
+    assert "gan_mlp" in capsys.readouterr().err
+
+
+def test_comparisons_pair_the_lanes_of_a_repeat():
+    from benchmarks.timing import Row, Seconds
+
+    row = Row("r", "call", {"a": [Seconds(1, 9), Seconds(4, 9)], "b": [Seconds(2, 9), Seconds(16, 9)]})
+    for kind, values, met in (("slowdown", [0.5, 0.25], True), ("speedup", [2.0, 4.0], True)):
+        row.compare("a", "b", kind, goal=1.0)
+        assert row.comparisons[-1].values == values
+        assert row.comparisons[-1].met is met
+    row.compare("b", "a", "extra", goal=0.6)
+    assert row.comparisons[-1].values == [1000.0, 12000.0]
+    assert row.comparisons[-1].met is False
+
+
+def test_tables_are_written_between_their_markers_and_nowhere_else(tmp_path):
+    import performance_table
+
+    reports = run("--rows", "data,gan_dcgan32_bf16", "--out", str(tmp_path / "b.json"))
+    page = "before\n<!-- table:data -->\nold\n<!-- end -->\nbetween\n<!-- table:ema -->\n<!-- end -->\nafter\n"
+    once = performance_table.rendered(page, reports)
+    assert "old" not in once
+    assert once.startswith("before\n")
+    assert once.endswith("after\n")
+    assert once.count("`data/") == 2
+    assert "Not yet run." in once
+    assert performance_table.rendered(once, reports) == once
+
+
+def test_the_page_has_a_table_for_every_row_measured_on_a_cpu():
+    import benchmark
+
+    page = PAGE.read_text(encoding="utf-8")
+    for row in benchmark.ROWS:
+        assert f"<!-- table:{row} -->" in page
