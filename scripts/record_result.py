@@ -20,13 +20,15 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "lightning_gen" / "configs"
 RESULTS = ROOT / "docs" / "results"
 # where data lies and where runs are kept changes no number
-NEUTRAL = ("trainer.default_root_dir", "trainer.logger", "trainer.plugins", "data.init_args.root")
+NEUTRAL = ("trainer.callbacks", "trainer.default_root_dir", "trainer.logger", "trainer.plugins", "data.init_args.root")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Write a nested configuration as one level of dotted keys."""
     if isinstance(value, dict):
         return {k: v for key, entry in value.items() for k, v in flatten(entry, f"{prefix}{key}.").items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return flatten({str(place): entry for place, entry in enumerate(value)}, prefix)
     return {prefix.rstrip("."): value}
 
 
@@ -35,7 +37,7 @@ def differences(run: dict[str, Any], packaged: dict[str, Any]) -> dict[str, Any]
     ours, theirs = flatten(packaged), flatten(run)
     changed = {}
     for key, value in ours.items():
-        if key.startswith(NEUTRAL) or key.endswith("class_path") or key == "trainer.callbacks":
+        if key.startswith(NEUTRAL) or key.endswith("class_path"):
             continue
         if key in theirs and theirs[key] != value:
             changed[key] = {"packaged": value, "run": theirs[key]}

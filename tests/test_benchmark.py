@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-# two spellings of one table: what the page asks for is what the benchmark makes
 PAGE = SCRIPTS.parent / "docs" / "performance.md"
 
 
@@ -40,7 +39,7 @@ def run(*arguments):
         ("data", ["data/digits 8x8", "data/memory 3x32x32"]),
     ],
 )
-def test_every_row_runs_and_measures_every_lane_in_every_repeat(row, cases, tmp_path, capsys):
+def test_every_row_runs_and_measures_every_lane_in_every_repeat(row, cases, tmp_path):
     out = tmp_path / "benchmark.json"
     reports = run("--rows", row, "--out", str(out))
     assert [report["name"] for report in reports] == cases
@@ -48,7 +47,6 @@ def test_every_row_runs_and_measures_every_lane_in_every_repeat(row, cases, tmp_
         for lane in report["lanes_ms"].values():
             assert 0 < lane["wall"]["min"] <= lane["wall"]["median"] <= lane["wall"]["max"]
         assert all(len(compared["values"]) == 2 for compared in report["comparisons"])
-        assert report["name"] in capsys.readouterr().out or len(cases) > 1
     assert [kept["name"] for kept in json.loads(out.read_text())["rows"]] == cases
 
 
@@ -100,7 +98,7 @@ def test_tables_are_written_between_their_markers_and_nowhere_else(tmp_path):
     assert performance_table.rendered(once, reports) == once
 
 
-def test_the_page_has_a_table_for_every_row_measured_on_a_cpu():
+def test_the_page_has_a_table_for_every_row():
     import benchmark
 
     page = PAGE.read_text(encoding="utf-8")

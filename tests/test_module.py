@@ -25,6 +25,7 @@ def test_bytes_become_floats_of_the_modules_precision(tmp_path, precision, dtype
     assert torch.equal(seen[0], from_uint8(TinyImages(8).images).to(dtype))
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 def test_batches_that_are_no_dicts_are_refused(tmp_path):
     pairs = DataLoader(TensorDataset(torch.zeros(8, 1, 4, 4), torch.zeros(8)), batch_size=4)
     with pytest.raises(MisconfigurationException, match=r"dicts such as .*gave a list"):

@@ -114,7 +114,11 @@ def _exit_code(command: str, stop: SystemExit) -> int:
 
 def _stopped(command: str, how: str, code: int) -> int:
     if _is_first_process():
-        print(f"\nlightning-gen {command}: {how}; the same command continues where it was.", file=sys.stderr)
+        more = {
+            "fit": "; the same command continues from the newest checkpoint",
+            "sample": "; the same command continues where it was",
+        }
+        print(f"\nlightning-gen {command}: {how}{more.get(command, '')}.", file=sys.stderr)
     return code
 
 

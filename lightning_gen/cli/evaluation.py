@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_gen.checkpoints import CheckpointError, rebuild_data
-from lightning_gen.cli.failures import UsageError
+from lightning_gen.cli.failures import UsageError, usage
 from lightning_gen.cli.folder import folder_of
 from lightning_gen.cli.source import Source, cond_of, pick_device, stop_on_sigterm
 from lightning_gen.data import DATA, ImageFolderDataModule, TensorImages, load_data
@@ -142,7 +142,8 @@ def _data(options: Namespace, samples: Samples) -> tuple[Any, str]:
     if options.data is not None:
         given = {"root": options.data_root, "size": options.data_size}
         arguments = {key: value for key, value in given.items() if value is not None}
-        data: Any = load_data(options.data, **arguments)
+        with usage():
+            data: Any = load_data(options.data, **arguments)
         origin = f"{data.name} (--data {options.data})"
     else:
         data, origin = _data_of_checkpoint(samples, options)
@@ -177,8 +178,9 @@ def _metrics(given: str | None, data: Any) -> list[str]:
     if given is None:
         return ["fd-lenet5"] if data.name in DIGITS else ["fid", "kid", "is"]
     names = [name.strip() for name in given.split(",") if name.strip()]
-    for name in names:
-        choose("metric", name, METRICS)
+    with usage():
+        for name in names:
+            choose("metric", name, METRICS)
     return names
 
 

@@ -7,6 +7,8 @@ cannot have been raised before.
 import argparse
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -96,6 +98,17 @@ def _extra(error: BaseException) -> str | None:
     if raised_here(error):
         return _paragraph(error)
     return None
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Take a value that this package's own code refuses in the block for wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        if raised_here(error):
+            raise UsageError(str(error)) from error
+        raise
 
 
 def causes(error: BaseException) -> list[BaseException]:

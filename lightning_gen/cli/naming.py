@@ -30,6 +30,9 @@ def explain_parsing(error: BaseException, keys: Iterable[str] = ()) -> str:
     """
     message = error.message if isinstance(error, argparse.ArgumentError) else str(error)
     keys = list(keys) or list(getattr(error, "keys", ()))
+    flag = str(getattr(error, "argument_name", None) or "").lstrip("-")
+    if flag.endswith(".help") and not _KEY.search(message):
+        message = f'Parser key "{flag.removesuffix(".help")}":\n{message}'
     for explanation in (_unrecognized, _wrong_option, _wrong_class, _required, _file, _wrong_value):
         text = explanation(message, keys)
         if text:
@@ -206,7 +209,8 @@ def _classes_in(annotation: Any) -> Iterator[type]:
 
 def _subclasses(cls: type) -> Iterator[type]:
     yield cls
-    for inner in cls.__subclasses__():
+    children: list[type] = cls.__subclasses__()
+    for inner in children:
         yield from _subclasses(inner)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.checkpoints import find_checkpoint, load_checkpoint, rebuild_module
-from lightning_gen.cli.failures import TERMINATED, UsageError
+from lightning_gen.cli.failures import TERMINATED, UsageError, usage
 from lightning_gen.errors import did_you_mean
 from lightning_gen.images import to_uint8
 from lightning_gen.module import GenerativeModule
@@ -40,7 +40,8 @@ class Source:
         if options.weights is not None:
             self.how["weights"] = options.weights
         _check_options(self.module, self.how)
-        self.weights = self.module.weights_used(**self.how)
+        with usage():
+            self.weights = self.module.weights_used(**self.how)
         if len(self.module.sample_shape) != 3 or self.module.sample_shape[0] not in (1, 3):
             raise UsageError(
                 f"This model's samples have the shape {self.module.sample_shape}; images (C, H, W) with 1 or 3"

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.cli.folder import dump
+from lightning_gen.cli.stopping import SaveWhenStopped
 from lightning_gen.files import written_whole
 from lightning_gen.loggers import RunCSVLogger
 
@@ -53,21 +54,20 @@ def trainer_arguments(given: Any, command: str, folder: Path, first_step: int) -
     if given.get("fast_dev_run"):
         # a trial leaves nothing behind; Lightning would write last.ckpt, and the real run go on from it
         callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-    callbacks += _missing_callbacks(given, callbacks)
+    callbacks += _missing_callbacks(given, callbacks, command, folder)
     loggers = _loggers(given, command, folder, first_step)
     return {"callbacks": callbacks, "plugins": plugins, "logger": loggers}
 
 
-def _missing_callbacks(given: Any, callbacks: list[Callback]) -> list[Callback]:
+def _missing_callbacks(given: Any, callbacks: list[Callback], command: str, folder: Path) -> list[Callback]:
     missing: list[Callback] = []
     if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
         missing.append(RunProgressBar())
-    if (
-        given.get("enable_checkpointing") is not False
-        and not given.get("fast_dev_run")
-        and not _any(callbacks, Checkpoint)
-    ):
-        missing.append(ModelCheckpoint(save_last=True))
+    if given.get("enable_checkpointing") is not False and not given.get("fast_dev_run"):
+        if command == "fit":
+            missing.append(SaveWhenStopped(folder))
+        if not _any(callbacks, Checkpoint):
+            missing.append(ModelCheckpoint(save_last=True))
     return missing
 
 

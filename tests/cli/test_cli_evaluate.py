@@ -99,12 +99,12 @@ def test_shapes_must_agree(digits, run):
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["--data", "mnst"], 1, "Did you mean 'mnist'"),
-        (["--metrics", "fidd"], 1, "Did you mean 'fid'"),
+        (["--data", "mnst"], 2, "Did you mean 'mnist'"),
+        (["--metrics", "fidd"], 2, "Did you mean 'fid'"),
         (["--data", "mnist", "--data_root", "nowhere_at_all"], 1, "is not complete in"),
         (["--split", "all"], 2, "invalid choice: 'all'"),
         (["--metrics", "fid", "--weights_path", "nothing.pth"], 1, "nothing.pth"),
-        (["--weights", "emma"], 1, "There are no weights 'emma'"),
+        (["--weights", "emma"], 2, "There are no weights 'emma'"),
         (["--seed", "-1"], 2, "a seed is 0 or more"),
         (["--splt", "test"], 2, "Did you mean --split?"),
     ],

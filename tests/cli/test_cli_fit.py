@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -265,17 +266,34 @@ def test_only_damaged_checkpoints(trained, fit):
 # ------------------------------------------------------------------ stopping
 
 
-def test_interrupted(here, fit):
+def test_interrupted_at_once(here, fit):
+    """As by a second Ctrl-C: nothing is saved in the middle of an iteration."""
     code, _, err = fit("--model.stop_at=3", "--model.stop_by=interrupt")
     assert code == 130
     assert "the same command continues" in err
     assert steps(here / "runs/Toy") == [0, 1, 2]
+    assert not (here / "runs/Toy/checkpoints").exists()
 
 
-def test_terminated(here, fit):
-    code, _, err = fit("--model.stop_at=3", "--model.stop_by=sigterm")
-    assert code == 143
-    assert "terminated" in err
+@pytest.mark.parametrize(("how", "code"), [("sigint", 130), ("sigterm", 143)])
+def test_stopped_by_a_signal_loses_nothing(here, fit, how, code):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stopped, _, err = fit("--model.stop_at=7", f"--model.stop_by={how}")
+    assert stopped == code
+    assert "saved runs/Toy/checkpoints/last.ckpt at iteration 8" in err
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert steps(here / "runs/Toy") == list(range(8))
+    # batch 7 is done, so that the same command does not stop there again
+    code, _, err = fit("--model.stop_at=7", f"--model.stop_by={how}")
+    assert code == 0, err
+    assert "from iteration 8 (checkpoints/last.ckpt)" in err
+    assert fit("--trainer.default_root_dir=straight")[0] == 0
+    assert steps(here / "runs/Toy") == list(range(10))
+    for resumed, straight in zip(rows(here / "runs/Toy"), rows(here / "straight"), strict=True):
+        assert resumed["train/loss"] == straight["train/loss"]
+    resumed, straight = (load_checkpoint(f"{f}/checkpoints/last.ckpt") for f in ("runs/Toy", "straight"))
+    for name, value in straight["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=0)
 
 
 def test_unexpected_errors_keep_their_traceback(here, fit):
@@ -349,3 +367,6 @@ def test_class_help(here, run):
     assert code == 0
     assert "--model.generator" in out
     assert "DCGANGenerator" in out
+    code, _, err = run("fit", "--model.help", "GANN")
+    assert code == 2
+    assert "There is no class 'GANN' for 'model'. Did you mean 'GAN'?" in err

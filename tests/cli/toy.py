@@ -91,7 +91,9 @@ def stop(how: str) -> None:
 
     if how == "interrupt":
         raise KeyboardInterrupt
-    if how == "sigterm":
+    if how == "sigint":
+        os.kill(os.getpid(), signal.SIGINT)
+    elif how == "sigterm":
         os.kill(os.getpid(), signal.SIGTERM)
     elif how == "memory":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
@@ -101,7 +103,9 @@ def stop(how: str) -> None:
 
 class ToyImages(Dataset):
     def __init__(self, n: int, shape: tuple[int, int, int]) -> None:
-        self.images = torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(n)).byte()
+        # all alike: a loader that is not put back in its place gives what the right one would give
+        image = torch.randint(0, 256, (1, *shape), generator=torch.Generator().manual_seed(n)).byte()
+        self.images = image.expand(n, *shape)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -111,7 +115,7 @@ class ToyImages(Dataset):
 
 
 class ToyData(LightningDataModule):
-    """Random images.
+    """One random image, many times.
 
     Args:
         batch_size: images in a batch.
