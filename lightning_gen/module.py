@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 
 from lightning_gen import __version__
 from lightning_gen.images import from_uint8
+from lightning_gen.overhead import NoProfiler, drop_stale_scalars
 from lightning_gen.quiet import quiet_lightning
 from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams, mix, seed_device
 from lightning_gen.stepping import ClipAlgorithm, Stepping
@@ -56,6 +58,23 @@ class GenerativeModule(LightningModule, ABC):
     _started: float | None = None
     _seed: int | None = None
     _scalers: dict[int, Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep the signature of `training_step`, which Lightning reads before every batch."""
+        super().__init_subclass__(**kwargs)
+        step = cls.__dict__.get("training_step")
+        if step is not None and not hasattr(step, "__signature__"):
+            step.__signature__ = inspect.signature(step)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take the name of the hook that runs, which Lightning sets forty times an iteration, without a search.
+
+        nn.Module looks through parameters, buffers and submodules first.
+        """
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     # ------------------------------------------------------------------ sampling
 
@@ -220,6 +239,9 @@ class GenerativeModule(LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Make the steps of this run, and start its clock."""
         self._started = time.monotonic()
+        trainer: Any = self.trainer
+        if type(trainer.profiler) is PassThroughProfiler:
+            trainer.profiler = NoProfiler()
         self.steps = Stepping(self, self.accumulate, self.gradient_clip_val, self.gradient_clip_algorithm)
         if self._scalers is not None:
             self.steps.load_state_dict(self._scalers)
@@ -233,6 +255,7 @@ class GenerativeModule(LightningModule, ABC):
         """Seed the iteration, and set the loggers' x axis to iterations."""
         seed_device(self.device, mix(self.seed, self.global_rank, self.batch_number))
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+        drop_stale_scalars(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip: here, under float16 too, gradients are no longer scaled."""

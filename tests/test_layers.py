@@ -15,7 +15,7 @@ FLOORS = [
     ["errors", "files", "quiet", "__init__"],
     ["images", "seeding", "networks", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment"],
     ["gan.ada", "gan.warp", "gan.ada_transforms", "gan.latents", "gan.labels", "metrics", "data", "checkpoint_files"],
-    ["gan.__init__", "stepping", "ema", "optimizers", "loggers"],
+    ["gan.__init__", "stepping", "ema", "optimizers", "loggers", "overhead"],
     ["module"],
     ["checkpoints", "results", "gan.module", "callbacks"],
     ["cli", "__main__"],

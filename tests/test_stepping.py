@@ -59,6 +59,15 @@ def test_loggers_count_iterations(tmp_path, n_dis):
     assert all(row["loss_g"] and row["loss_d"] for row in rows)
 
 
+def test_checkpoints_may_watch_a_training_loss(tmp_path):
+    """Values logged at one iteration are there for those that look later."""
+    saver = ModelCheckpoint(dirpath=tmp_path, monitor="loss_g", every_n_train_steps=3, filename="best")
+    fit = trainer(tmp_path, max_steps=9, log_every_n_steps=4, callbacks=[saver], enable_checkpointing=True)
+    fit.fit(tiny_gan(), datamodule=TinyData(n=128))
+    assert (tmp_path / "best.ckpt").exists()
+    assert saver.best_model_score == saver.current_score == fit.callback_metrics["loss_g"]
+
+
 @pytest.mark.parametrize("n_dis", [1, 5])
 def test_schedules_step_once_an_iteration(tmp_path, n_dis):
     def schedule(optimizer):

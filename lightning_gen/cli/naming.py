@@ -30,9 +30,8 @@ def explain_parsing(error: BaseException, keys: Iterable[str] = ()) -> str:
     """
     message = error.message if isinstance(error, argparse.ArgumentError) else str(error)
     keys = list(keys) or list(getattr(error, "keys", ()))
-    flag = str(getattr(error, "argument_name", None) or "").lstrip("-")
-    if flag.endswith(".help") and not _KEY.search(message):
-        message = f'Parser key "{flag.removesuffix(".help")}":\n{message}'
+    if match := re.match(r"--([\w.]+)\.help: ", message):
+        message = f'Parser key "{match[1]}":\n{message}'
     for explanation in (_unrecognized, _wrong_option, _wrong_class, _required, _file, _wrong_value):
         text = explanation(message, keys)
         if text:

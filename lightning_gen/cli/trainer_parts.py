@@ -9,6 +9,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
+from lightning_gen.callbacks import IterationBar
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.cli.folder import dump
 from lightning_gen.cli.stopping import SaveWhenStopped
@@ -27,16 +28,6 @@ class SaveRunConfig(SaveConfigCallback):
         config["ckpt_path"] = None
         with written_whole(Path(trainer.default_root_dir) / "config.yaml") as partial:
             partial.write_text(dump(self.parser, config), encoding="utf-8")
-
-
-class RunProgressBar(TQDMProgressBar):
-    """Lightning's bar without the version of the run, which here has none."""
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what the bar shows."""
-        shown = super().get_metrics(trainer, pl_module)
-        shown.pop("v_num", None)
-        return shown
 
 
 def trainer_arguments(given: Any, command: str, folder: Path, first_step: int) -> dict[str, Any]:
@@ -62,7 +53,7 @@ def trainer_arguments(given: Any, command: str, folder: Path, first_step: int) -
 def _missing_callbacks(given: Any, callbacks: list[Callback], command: str, folder: Path) -> list[Callback]:
     missing: list[Callback] = []
     if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
-        missing.append(RunProgressBar())
+        missing.append(IterationBar() if command == "fit" else TQDMProgressBar())
     if given.get("enable_checkpointing") is not False and not given.get("fast_dev_run"):
         if command == "fit":
             missing.append(SaveWhenStopped(folder))
@@ -83,7 +74,7 @@ def _loggers(given: Any, command: str, folder: Path, first_step: int) -> list[Lo
         # `purge_step`: what comes again is not shown twice
         purge = first_step or None
         loggers.append(
-            TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge)
+            TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=purge)
         )
     if not _any(loggers, RunCSVLogger):
         loggers.insert(0, RunCSVLogger(folder, first_step))

@@ -93,11 +93,11 @@ class NonSaturating(AdversarialLoss):
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """Return E sp(-r) + E sp(f) = -E log D(x) - E log(1 - D(G(z)))."""
-        return _softplus(-_full(real)).mean() + _softplus(_full(fake)).mean()
+        return -(F.logsigmoid(_full(real)).mean() + F.logsigmoid(-_full(fake)).mean())
 
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
         """Return E sp(-f) = -E log D(G(z))."""
-        return _softplus(-_full(fake)).mean()
+        return -F.logsigmoid(_full(fake)).mean()
 
 
 class Saturating(NonSaturating):
