@@ -15,6 +15,7 @@ References:
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class EMA(nn.Module):
         half_life = float(self.half_life)
         if self.warmup is not None:
             half_life = min(half_life, self.warmup * images)
-        return 0.5 ** (batch / max(half_life, 1e-8))
+        return float(0.5 ** (batch / max(half_life, 1e-8)))
 
     @torch.no_grad()
     def update(self, network: nn.Module, batch: int, images: int) -> None:
@@ -86,8 +87,11 @@ class Averages(nn.Module):
 
     def update(self, network: nn.Module, batch: int, images: int) -> None:
         """Move every average; see EMA.update."""
-        for average in self.averages.values():
-            average.update(network, batch, images)
+        for name in self.averages:
+            self[name].update(network, batch, images)
+
+    def __getitem__(self, name: str) -> EMA:
+        return cast(EMA, self.averages[name])
 
     def resolve(self, weights: str | None) -> str:
         """Return the full name of the weights asked for.
@@ -115,4 +119,4 @@ class Averages(nn.Module):
     def pick(self, network: nn.Module, weights: str | None) -> nn.Module:
         """Return the network with the weights asked for; see `resolve`."""
         name = self.resolve(weights)
-        return network if name == "raw" else self.averages[name].network
+        return network if name == "raw" else self[name].network

@@ -37,4 +37,5 @@ def draw_latents(stream: RandomStream, size: int, truncation: float | None = Non
     uniform = stream.uniform(size)
     precise = uniform.float() if uniform.device.type == "mps" else uniform.double()
     below = torch.special.ndtr(torch.tensor(-truncation, dtype=precise.dtype, device=precise.device))
-    return torch.special.ndtri(below + precise * (1.0 - 2.0 * below)).clamp(-truncation, truncation).to(uniform.dtype)
+    z: Tensor = torch.special.ndtri(below + precise * (1.0 - 2.0 * below))
+    return z.clamp(-truncation, truncation).to(uniform.dtype)
