@@ -65,9 +65,10 @@ class Fidelity(Callback):
         if trying(trainer):
             return
         scores = self._measure(trainer, pl_module, self.test_split)
+        # log_dir is agreed on by all processes, so all have to ask
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero and isinstance(pl_module, GenerativeModule):
-            path = Path(trainer.log_dir or trainer.default_root_dir) / "results.json"
-            write_results(path, scores, run_context(pl_module))
+            write_results(folder / "results.json", scores, run_context(pl_module))
 
     def _evaluator(self, trainer: Trainer, split: Split) -> Evaluator:
         if split not in self._evaluators:

@@ -52,8 +52,10 @@ class SampleGrid(Callback):
             return
         self._drawn_at = step
         grid = draw_grid(pl_module, self.n, self.seed, self.weights)
+        # log_dir is agreed on by all processes, so all have to ask
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero:
-            write_png(Path(trainer.log_dir or trainer.default_root_dir) / "samples" / f"{step:07d}.png", grid)
+            write_png(folder / "samples" / f"{step:07d}.png", grid)
             for logger in trainer.loggers:
                 self._log(logger, grid, step)
 

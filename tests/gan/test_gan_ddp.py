@@ -10,8 +10,11 @@ from ranks import run_ranks
 from tiny import TinyData, tiny_gan, trainer, weights
 from torch.utils.data import DataLoader, Subset
 
+from lightning_gen.callbacks import Fidelity, SampleGrid
+from lightning_gen.callbacks.fidelity import measure
 from lightning_gen.gan import ADA, R1, R2
 from lightning_gen.gan.module import GAN
+from lightning_gen.metrics import Evaluator
 
 CASES = {
     "penalties": {"penalties": [FixedWGANGP(10.0), R1(1.0, every=2), R2(0.5)], "n_dis": 2},
@@ -58,6 +61,7 @@ def train(name, folder, rank=None):
 
 
 def work(rank, folder):
+    os.environ["LIGHTNING_GEN_CACHE"] = os.path.join(folder, "cache")
     torch.save({name: weights(train(name, folder, rank)) for name in CASES}, os.path.join(folder, f"{rank}.pt"))
     os.environ["PL_GLOBAL_SEED"] = "3"
     module = tiny_gan(cls=DrawnNoise)
@@ -65,6 +69,13 @@ def work(rank, folder):
     settings = {"max_steps": 2, "devices": 2, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
     trainer(folder, **settings).fit(module, datamodule=TinyData())
     trainer(folder, **settings).fit(ada, datamodule=TinyData())
+    watched = tiny_gan(num_classes=4)
+    callbacks = [SampleGrid(every_n_steps=1, n=4), Fidelity(["fd-lenet5"], n=24, batch_size=8)]
+    run = trainer(folder, **(settings | {"callbacks": callbacks, "limit_val_batches": 1.0, "max_epochs": 1}))
+    run.fit(watched, datamodule=TinyData(num_classes=4))
+    run.test(watched, datamodule=TinyData(num_classes=4), verbose=False)
+    scores = {key: value for key, value in run.callback_metrics.items() if key.startswith("fd-")}
+    torch.save({"scores": scores, "weights": weights(watched)}, os.path.join(folder, f"watched-{rank}.pt"))
     drawn = {"noise": module.first, "p": ada.augmentation.p, "sample": module.sample(4, seed=0)}
     torch.save(drawn, os.path.join(folder, f"drawn-{rank}.pt"))
 
@@ -85,6 +96,20 @@ def test_two_processes_equal_one(folder, name):
     for key, value in alone.items():
         assert torch.equal(first[key], second[key])
         torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_grids_and_scores_are_one_for_all_processes(folder):
+    """The score of two processes is that of one, and the files are written once."""
+    first, second = (torch.load(folder / f"watched-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["scores"] == second["scores"] != {}
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["0000001.png", "0000002.png"]
+    alone = tiny_gan(num_classes=4)
+    alone.load_state_dict(first["weights"])
+    evaluator = Evaluator(["fd-lenet5"], batch_size=8, cache=folder / "cache")
+    evaluator.set_reference(TinyData().split("test"), name="tiny", split="test")
+    (score,) = measure(alone, evaluator, 24)
+    assert first["scores"][score.name].item() == pytest.approx(score.value, rel=1e-6)
 
 
 @pytest.mark.slow
