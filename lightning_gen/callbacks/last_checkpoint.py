@@ -25,5 +25,6 @@ class LastCheckpoint(ModelCheckpoint):
         """Save what the run ended with, unless that has just been saved."""
         super().on_train_end(trainer, pl_module)
         if not trying(trainer) and self.dirpath and self._last_global_step_saved != trainer.global_step:
-            trainer.save_checkpoint(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+            path = Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
+            trainer.save_checkpoint(path, weights_only=False)
             self._last_global_step_saved = trainer.global_step
