@@ -67,8 +67,13 @@ def enlarge(image: Tensor, at_least: int = 512) -> Tensor:
     return image.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
+def picture(image: Tensor) -> Image.Image:
+    """Make a Pillow image of bytes `(C, H, W)`, C being 1 or 3."""
+    pixels = image.cpu().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels.squeeze(2) if len(image) == 1 else pixels)
+
+
 def write_png(path: str | Path, image: Tensor) -> None:
     """Write one image of bytes `(C, H, W)`, C being 1 or 3, whole or not at all."""
-    pixels = image.cpu().permute(1, 2, 0).numpy()
     with written_whole(path) as partial:
-        Image.fromarray(pixels.squeeze(2) if len(image) == 1 else pixels).save(partial, format="PNG")
+        picture(image).save(partial, format="PNG")

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_gen.images import enlarge, image_grid, to_uint8, write_png
+from lightning_gen.images import enlarge, image_grid, picture, to_uint8, write_png
 from lightning_gen.loggers import RunCSVLogger
 from lightning_gen.module import GenerativeModule, trying
 
@@ -64,7 +64,8 @@ class SampleGrid(Callback):
         if hasattr(experiment, "add_image"):
             experiment.add_image("samples", grid, step)
         elif hasattr(logger, "log_image"):
-            logger.log_image("samples", [grid.permute(1, 2, 0).numpy()], step=step)
+            # a picture, for some versions of wandb stretch the contrast of an array
+            logger.log_image("samples", [picture(grid)], step=step)
         elif not isinstance(logger, (CSVLogger, RunCSVLogger)) and type(logger).__name__ not in self._unsupported:
             self._unsupported.add(type(logger).__name__)
             rank_zero_warn(f"{type(logger).__name__} takes no pictures; the grids are in the run folder's samples/.")

@@ -33,7 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     command = args[0] if args else ""
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        return _dispatch(args)
+        code = _dispatch(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # whoever read the output has enough, as `| head` does; the interpreter shall not flush into it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return _stopped(command, "interrupted", INTERRUPTED)
     except SystemExit as stop:

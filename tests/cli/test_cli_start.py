@@ -1,5 +1,6 @@
 """What is answered without torch."""
 
+import os
 import subprocess
 import sys
 
@@ -78,3 +79,15 @@ def test_the_module_can_be_run():
         [sys.executable, "-m", "lightning_gen", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"lightning_gen {__version__}\n"
+
+
+def test_output_that_nobody_reads_on_is_no_error():
+    """`lightning-gen list | head -0`, say."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_gen", "list"], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == b""

@@ -134,7 +134,11 @@ def test_one_bit_images():
 def test_sixteen_bits_are_scaled_not_clipped(format):
     values = noise(40, 50, dtype=np.uint16)
     values[0, :4] = [0, 128, 129, 65535]
-    data = encode(Image.fromarray(values), format)
+    if format == "PPM":
+        # by hand: old Pillows read it and do not write it
+        data = b"P5 50 40 65535\n" + values.astype(">u2").tobytes()
+    else:
+        data = encode(Image.fromarray(values), format)
     expected = np.floor(values / 257 + 0.5)
     assert is_gray(data, "x")
     assert np.array_equal(GRAY(data, "x")[0].numpy(), expected)
