@@ -13,12 +13,15 @@ training. All of that is put right here:
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -53,6 +56,8 @@ class Stepping:
         self.module, self.accumulate = module, accumulate
         self.clip_val, self.clip_algorithm = clip_val, clip_algorithm
         self._optimizers = _as_list(module.optimizers())
+        self._schedulers = _as_list(module.lr_schedulers())
+        self._direct = _nothing_in_between(module)
         scaler = getattr(module.trainer.precision_plugin, "scaler", None)
         self._scalers = {} if scaler is None else {i: copy.deepcopy(scaler) for i in range(1, len(self._optimizers))}
 
@@ -72,8 +77,15 @@ class Stepping:
         last = micro == self.accumulate - 1
         if micro == 0:
             optimizer.zero_grad(set_to_none=True)
+        if self.accumulate > 1:
+            loss = loss / self.accumulate
+        if self._direct:
+            loss.backward()  # type: ignore[no-untyped-call]
+            if last:
+                self._move(optimizer, counted)
+            return last
         with self._scaler_of(index), nullcontext() if last else self._no_sync():
-            self.module.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
+            self.module.manual_backward(loss)
             if last:
                 self._move(optimizer, counted)
         return last
@@ -84,14 +96,19 @@ class Stepping:
             self.module.clip_gradients(optimizer, self.clip_val, self.clip_algorithm)
 
     def _move(self, optimizer: LightningOptimizer, counted: bool) -> None:
-        if counted:
-            optimizer.step()
-            for scheduler in _as_list(self.module.lr_schedulers()):
-                scheduler.step()
-        else:
+        if not counted:
             # Lightning sets these anew for every batch, so nothing has to be put back
             optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
+        if self._direct:
+            optimizer._on_before_step()
+            self.clip(optimizer.optimizer)
+            optimizer.optimizer.step()
+            optimizer._on_after_step()
+        else:
             optimizer.step()
+        if counted:
+            for scheduler in self._schedulers:
+                scheduler.step()
 
     def _no_sync(self) -> AbstractContextManager[None]:
         """Processes exchange gradients once a step, not once a micro-batch."""
@@ -137,14 +154,18 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@contextmanager
-def untracked_statistics(network: nn.Module) -> Iterator[None]:
-    """Normalize by the batch without moving the running statistics of batch norm."""
-    layers = [
+def tracking_layers(network: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """Find the layers of a network that keep running statistics."""
+    return [
         layer
         for layer in network.modules()
         if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats
     ]
+
+
+@contextmanager
+def untracked_statistics(layers: Sequence[nn.modules.batchnorm._NormBase]) -> Iterator[None]:
+    """Let `tracking_layers` normalize by the batch without moving their running statistics."""
     for layer in layers:
         layer.track_running_stats = False
     try:
@@ -171,6 +192,23 @@ def eager() -> Iterator[None]:
     """Run compiled networks uncompiled: compiled ones have no second derivative."""
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+_BETWEEN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+
+
+def _nothing_in_between(module: "GenerativeModule") -> bool:
+    """Tell whether Lightning would add nothing to a backward pass and a step: one process, one precision, no hooks.
+
+    What it does to find that out takes longer than a small network, see docs/performance.md.
+    """
+    from lightning_gen.module import GenerativeModule
+
+    trainer: Any = module.trainer
+    if type(trainer.strategy) is not SingleDeviceStrategy or type(trainer.precision_plugin) is not Precision:
+        return False
+    hooked = [(type(callback), Callback) for callback in trainer.callbacks] + [(type(module), GenerativeModule)]
+    return all(getattr(cls, name) is getattr(base, name) for cls, base in hooked for name in _BETWEEN)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -48,7 +48,7 @@ from lightning_gen.module import GenerativeModule, optimizer_with_schedule
 from lightning_gen.networks.base import Discriminator, DiscriminatorOutput, Generator
 from lightning_gen.optimizers import GANAdam
 from lightning_gen.seeding import GeneratorStream, RandomStream
-from lightning_gen.stepping import ClipAlgorithm, eager, evaluating, frozen, untracked_statistics
+from lightning_gen.stepping import ClipAlgorithm, eager, evaluating, frozen, tracking_layers, untracked_statistics
 
 LossName = Literal["saturating", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic_pairing"]
 
@@ -129,6 +129,7 @@ class GAN(GenerativeModule):
         self.compile_networks = compile_networks
         # what a real and a fake image are compared or mixed by must be of one class
         self._pairs_labels = self.loss.paired or any(penalty.on == "between" for penalty in self.penalties)
+        self._tracking = tracking_layers(generator)
         self._held: list[dict[str, Tensor]] = []
 
     # ------------------------------------------------------------------ sampling
@@ -197,7 +198,7 @@ class GAN(GenerativeModule):
 
     def _step_discriminator(self, batch: dict[str, Tensor], micro: int) -> dict[str, Tensor | float]:
         real, label = batch["image"], self._label_of(batch)
-        with torch.no_grad(), untracked_statistics(self.generator):
+        with torch.no_grad(), untracked_statistics(self._tracking):
             fake, fake_label = self._fakes(batch)
         judged_real, judged_fake = self._judge_both(real, label, fake, fake_label)
         loss = adversarial = self.loss.discriminator(judged_real.logits, judged_fake.logits)

@@ -15,13 +15,13 @@ from benchmarks.timing import Options, Row, alternate, timed
 from lightning_gen.gan.losses import NonSaturating
 from lightning_gen.images import from_uint8
 from lightning_gen.seeding import mix, seed_device
-from lightning_gen.stepping import frozen, untracked_statistics
+from lightning_gen.stepping import frozen, tracking_layers, untracked_statistics
 
 
 def gan_parts(options: Options) -> list[Row]:
     """Measure the parts that are ours, and three costs in Lightning and torch that an iteration pays often."""
     generator, discriminator = mlp(options)
-    bare = BareGAN(generator, discriminator)
+    bare, tracking = BareGAN(generator, discriminator), tracking_layers(generator)
     images = torch.zeros(BATCH, 1, 8, 8, dtype=torch.uint8)
     real, fake = (torch.randn(BATCH, requires_grad=True) for _ in range(2))
     loss, device, profiler = NonSaturating(), torch.device("cpu"), PassThroughProfiler()
@@ -30,7 +30,7 @@ def gan_parts(options: Options) -> list[Row]:
         "ours: bytes to floats": lambda: from_uint8(images),
         "ours: freeze D and undo it": lambda: _through(frozen(discriminator)),
         "hand loop: freeze D and undo it": lambda: _frozen_by_hand(discriminator),
-        "ours: hold G's running statistics": lambda: _through(untracked_statistics(generator)),
+        "ours: hold G's running statistics": lambda: _through(untracked_statistics(tracking)),
         "ours: losses of D and G with gradients": lambda: (
             _backward(loss.discriminator(real, fake)),
             _backward(loss.generator(fake)),
