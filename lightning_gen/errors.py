@@ -18,7 +18,9 @@ class MissingExtra(ImportError):
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     """Return up to `n` of the allowed names that a person who typed `name` may have meant, best first."""
     allowed = list(dict.fromkeys(allowed))
-    folded = {candidate.lower(): candidate for candidate in allowed}
+    folded: dict[str, str] = {}
+    for candidate in allowed:
+        folded.setdefault(candidate.lower(), candidate)
     close = get_close_matches(name.lower(), folded, n=n, cutoff=0.6)
     inside = [low for low in folded if name and name.lower() in low and low not in close]
     return [folded[low] for low in (close + sorted(inside, key=len))[:n]]

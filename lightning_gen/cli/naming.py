@@ -58,7 +58,14 @@ def _unrecognized(message: str, keys: list[str]) -> str:
     flag = given[0].lstrip("-").split("=")[0]
     if not given[0].startswith("-"):
         return f"'{given[0]}' is not understood: options are given as --key VALUE or --key=VALUE."
-    return f"There is no option --{flag}.{_flags_like(flag, keys)} `--help_all` lists all options."
+    advice = _flags_like(flag, keys) or did_you_mean(flag.partition(".")[0], _arguments_of_parts())
+    return f"There is no option --{flag}.{advice} `--help_all` lists all options."
+
+
+def _arguments_of_parts() -> list[str]:
+    """Return what any model or data module takes: which one was meant is not told by the parser."""
+    classes = [cls for key in ("model", "data") for base in _bases(key, "") for cls in _subclasses(base)]
+    return [name for cls in classes for name in accepted(f"{cls.__module__}.{cls.__qualname__}")]
 
 
 def _flags_like(flag: str, keys: list[str]) -> str:
@@ -97,8 +104,14 @@ def _wrong_class(message: str, keys: list[str]) -> str:
         if missing:
             return f"The class '{cls}' ({where}) cannot be imported: {line.strip(' -')}. Is its path right?"
         name = imported[1] if imported else ""
-        known = list(class_names(where, _owner(lines[:number])))
-        advice = did_you_mean(name, known) or (f" Known are: {', '.join(sorted(known)[:20])}." if known else "")
+        owner = _owner(lines[:number])
+        known = list(class_names(where, owner))
+        names = list(_names_in(_annotation(where, owner)))
+        advice = did_you_mean(name, [*names, *known])
+        if names:
+            advice += f" By name there are: {', '.join(names)}."
+        elif known and not advice:
+            advice = f" Known are: {', '.join(sorted(known)[:20])}."
         return f"There is no class '{name}' for '{where}'.{advice} Classes of your own are given by import path."
     return ""
 
@@ -191,10 +204,23 @@ def _bases(key: str, owner: str) -> list[type]:
     known |= {"trainer.callbacks": Callback, "trainer.logger": Logger}
     if not owner:
         return [known[key]] if key in known else []
-    cls: Any = _load(owner)
-    name = key.rpartition(".")[2]
-    parameter = inspect.signature(cls).parameters.get(name) if cls is not None else None
-    return list(_classes_in(parameter.annotation)) if parameter is not None else []
+    return list(_classes_in(_annotation(key, owner)))
+
+
+def _annotation(key: str, owner: str) -> Any:
+    """Return the type of the argument of a class that a key names."""
+    cls: Any = _load(owner) if owner else None
+    parameter = inspect.signature(cls).parameters.get(key.rpartition(".")[2]) if cls is not None else None
+    return parameter.annotation if parameter is not None else None
+
+
+def _names_in(annotation: Any) -> Iterator[str]:
+    """Yield the literal texts that a type allows."""
+    for argument in get_args(annotation):
+        if isinstance(argument, str):
+            yield argument
+        elif not isinstance(argument, list):
+            yield from _names_in(argument)
 
 
 def _classes_in(annotation: Any) -> Iterator[type]:

@@ -34,6 +34,8 @@ CONFIG = {
         (["--data=MNISTDataModul"], ["There is no class 'MNISTDataModul' for 'data'", "'MNISTDataModule'"]),
         (["--model=no.such.Model"], ["no.such.Model", "cannot be imported"]),
         (["--model=toy.Nothing"], ["toy.Nothing"]),
+        (["-c", "gan/digits", "--model.generatr.channels=3"], ["Did you mean 'generator'"]),
+        (["-c", "gan/digits", "--model.loss=hing"], ["Did you mean 'hinge'", "non_saturating", "wasserstein"]),
         (["-c", "nofile"], ["There is no configuration 'nofile'", "lightning-gen list"]),
         (["-c", "gan/mnist_dcgn"], ["Did you mean 'gan/mnist_dcgan'"]),
         (["stray"], ["stray"]),
