@@ -15,6 +15,10 @@ class MissingExtra(ImportError):
     """An optional package is not installed; the message names the pip command."""
 
 
+class RunError(Exception):
+    """The run cannot go on for a reason that the message explains."""
+
+
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     """Return up to `n` of the allowed names that a person who typed `name` may have meant, best first."""
     allowed = list(dict.fromkeys(allowed))
@@ -22,7 +26,8 @@ def nearest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     for candidate in allowed:
         folded.setdefault(candidate.lower(), candidate)
     close = get_close_matches(name.lower(), folded, n=n, cutoff=0.6)
-    inside = [low for low in folded if name and name.lower() in low and low not in close]
+    # a letter or two are inside of nearly everything
+    inside = [low for low in folded if len(name) > 2 and name.lower() in low and low not in close]
     return [folded[low] for low in (close + sorted(inside, key=len))[:n]]
 
 

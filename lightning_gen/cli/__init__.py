@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 
 from lightning_gen import __version__
 from lightning_gen.cli import pages
@@ -60,24 +61,33 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
+        for command in args[1:2]:
+            _check_command(command)
         print(pages.PAGES.get(args[1] if len(args) > 1 else "", pages.MAIN), end="")
         return 0 if args else USAGE
     if args[0] in ("-V", "--version", "version"):
         print(f"lightning_gen {__version__}")
         return 0
     command, *rest = args
-    if command not in pages.PAGES:
-        raise UsageError(
-            f"there is no command '{command}'.{did_you_mean(command, pages.PAGES)}"
-            f" The commands are: {', '.join(pages.PAGES)}; `lightning-gen --help` explains them."
-        )
+    _check_command(command)
     if any(flag in rest for flag in ("-h", "--help")):
         print(pages.PAGES[command], end="")
         return 0
     return _run(command, rest)
 
 
+def _check_command(command: str) -> None:
+    if command not in pages.PAGES:
+        raise UsageError(
+            f"there is no command '{command}'.{did_you_mean(command, pages.PAGES)}"
+            f" The commands are: {', '.join(pages.PAGES)}; `lightning-gen --help` explains them."
+        )
+
+
 def _run(command: str, args: list[str]) -> int:
+    # the working folder is where a person's own classes lie; last, so that it shadows nothing
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     if command == "list":
         return _list(args)
     if command in ("sample", "evaluate"):

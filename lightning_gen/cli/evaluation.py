@@ -43,8 +43,8 @@ def evaluate(options: Namespace, own: dict[str, Any], args: list[str]) -> int:
     context = {**samples.context(), "reference": origin, "seconds": round(time.monotonic() - begin, 1)}
     context["command"] = shlex.join(["lightning-gen", "evaluate", *args])
     out = Path(options.out) if options.out else samples.folder / "results.json"
+    print(table(scores))  # first, for they may have taken hours and the disk may be full
     write_results(out, scores, context)
-    print(table(scores))
     print(out)
     return 0
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from lightning_gen.errors import MissingData, MissingExtra
+from lightning_gen.errors import MissingData, MissingExtra, RunError
 
 USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
@@ -23,10 +23,6 @@ class UsageError(Exception):
     """The command cannot be run as it was typed; the message says what to type instead."""
 
 
-class RunError(Exception):
-    """The run cannot go on for a reason that the message explains."""
-
-
 def explain(error: BaseException) -> tuple[str, int] | None:
     """Return the paragraph and the exit code for an error that is expected, None for one that is not."""
     if isinstance(error, UsageError):
@@ -35,7 +31,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         from lightning_gen.cli.naming import explain_parsing
 
         return explain_parsing(error), USAGE
-    for explanation in (_ours, _memory, _files, _extra):
+    for explanation in (_ours, _memory, _peer, _files, _extra):
         text = explanation(error)
         if text is not None:
             return text, FAILED
@@ -66,6 +62,12 @@ def _memory(error: BaseException) -> str | None:
     return None
 
 
+def _peer(error: BaseException) -> str | None:
+    if isinstance(error, RuntimeError) and "closed by peer" in str(error):
+        return "another process of this run has ended, and this one cannot go on without it; that one says why."
+    return None
+
+
 def _files(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
@@ -81,7 +83,8 @@ def _files(error: BaseException) -> str | None:
             " (--trainer.default_root_dir for a run, --out for samples and scores) or change its permissions."
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return f"{name or 'A path'} is in the way: {error.strerror}. Move it, or choose another path."
+        name = _name(_in_the_way(error.filename)) or "A path"
+        return f"{name} is in the way: {error.strerror}. Move it, or choose another path."
     if isinstance(error, FileNotFoundError):
         return f"There is no file or folder {name}." if name else _paragraph(error)
     return None
@@ -123,18 +126,30 @@ def causes(error: BaseException) -> list[BaseException]:
 
 def raised_here(error: BaseException) -> bool:
     """Whether the exception was raised by this package's own code, which raises for what it can explain."""
+    return raised_in(error, "lightning_gen")
+
+
+def raised_in(error: BaseException, package: str) -> bool:
+    """Whether the exception was raised by the code of a package."""
     trace: TracebackType | None = error.__traceback__
     if trace is None:
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
-    return str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "lightning_gen"
+    return str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == package
 
 
 def _is(module: str, name: str, error: BaseException) -> bool:
     if module not in sys.modules:
         return False
     return any(cls.__name__.startswith(name) for cls in type(error).__mro__)
+
+
+def _in_the_way(filename: object) -> object:
+    """Return the file that stands where a folder of this path should be, else the path."""
+    if not isinstance(filename, (str, Path)):
+        return filename
+    return next((above for above in Path(filename).parents if above.is_file()), filename)
 
 
 def _name(filename: object) -> str:
@@ -150,4 +165,6 @@ def _name(filename: object) -> str:
 
 
 def _paragraph(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the number that str() opens with
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__

@@ -9,7 +9,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_gen.checkpoints import CheckpointError, Found, checkpoints_in, load_checkpoint
-from lightning_gen.cli.failures import RunError, UsageError
+from lightning_gen.cli.failures import UsageError
+from lightning_gen.errors import RunError
 
 # how data are read, not which: a run may continue on another machine
 FREE = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "root", "download", "n_predict")

@@ -13,23 +13,13 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_gen.checkpoints import INSTANTIATOR, CheckpointError, find_checkpoint, load_checkpoint
-from lightning_gen.cli.failures import UsageError, causes, explain, raised_here
+from lightning_gen.cli.arguments import chosen_classes, each_option, nested_nulls
+from lightning_gen.cli.failures import UsageError, causes, explain, raised_here, raised_in
 from lightning_gen.cli.folder import RunFolder, as_config, differences, dump, epochs_done, flatten, refuse
-from lightning_gen.cli.trainer_parts import SaveRunConfig, trainer_arguments
+from lightning_gen.cli.trainer_parts import SaveRunConfig, check_trainer, trainer_arguments
 from lightning_gen.module import GenerativeModule
 
 SECTIONS = ("model", "data")
-
-
-def each_option(args: list[str], *names: str) -> Iterator[tuple[int, str]]:
-    """Yield the place and the value of an option wherever it is given."""
-    for place, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        if name in names:
-            if equals:
-                yield place, value
-            elif place + 1 < len(args):
-                yield place + 1, args[place + 1]
 
 
 @rank_zero_only
@@ -77,11 +67,12 @@ class GenerativeCLI(LightningCLI):
         return super().init_parser(**{"exit_on_error": False, "allow_abbrev": False, **kwargs})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; an error carries the keys that there are, for the search of the nearest one."""
+        """Parse; an error carries the keys that there are and the classes chosen, for the search of what was meant."""
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(nested_nulls(args))
         except argparse.ArgumentError as error:
             error.keys = [action.dest for action in self.command_parser._actions]  # type: ignore[attr-defined]
+            error.chosen = chosen_classes(self.arguments, *SECTIONS)  # type: ignore[attr-defined]
             raise
 
     @property
@@ -99,8 +90,12 @@ class GenerativeCLI(LightningCLI):
         self._settle_folder()
         if self.command != "fit":
             given = self.settings.ckpt_path
-            if given:
-                self._use(find_checkpoint(self.folder.resolve(given)))
+            if not given:
+                raise UsageError(
+                    "--ckpt_path says whose weights to use, a checkpoint or a run folder; without it the model would"
+                    f" be an untrained one.{self._is_there()}"
+                )
+            self._use(find_checkpoint(self.folder.resolve(given)))
         elif not self.settings.trainer.get("fast_dev_run") or self.settings.ckpt_path:
             self._continue()
 
@@ -110,6 +105,9 @@ class GenerativeCLI(LightningCLI):
             model = str(self.settings.model.class_path).rpartition(".")[2]
             trainer["default_root_dir"] = str(Path("runs") / (self.config_name or model))
         self.folder = RunFolder(Path(trainer["default_root_dir"]).expanduser(), tuple(self._other_folders()))
+
+    def _is_there(self) -> str:
+        return f" There is --ckpt_path {self.folder.path}." if self.folder.checkpoints() else ""
 
     def _other_folders(self) -> Iterator[Path]:
         callbacks = self.settings.trainer.get("callbacks") or []
@@ -186,8 +184,10 @@ class GenerativeCLI(LightningCLI):
         if self.settings.ckpt_path:
             why = self._finished()
             if why is not None:
+                path = Path(self.settings.ckpt_path)
                 say(
-                    f"{folder} is finished: {self.first_step} iterations ({why}). Raise the limit"
+                    f"{folder if self.folder.holds(path) else f'The run of {path}'} is finished: {self.first_step}"
+                    f" iterations ({why}). Raise the limit"
                     " (--trainer.max_epochs, --trainer.max_steps) to train on, or give another folder"
                     " (--trainer.default_root_dir) for a new run."
                 )
@@ -270,5 +270,11 @@ class GenerativeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has."""
         given = self._get(self.config_init, "trainer", default={})
+        check_trainer(given)
         added = trainer_arguments(given, self.command, self.folder.path, self.first_step)
-        return super().instantiate_trainer(**added, **kwargs)
+        try:
+            return super().instantiate_trainer(**added, **kwargs)
+        except (ValueError, TypeError) as error:
+            if raised_in(error, "lightning"):
+                raise UsageError(f"The trainer cannot be built: {error}") from error
+            raise

@@ -8,13 +8,15 @@ import argparse
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
 from typing import Any, get_args
 
 from lightning_gen.errors import did_you_mean, nearest
 
-_KEY = re.compile(r'^\s*(?:- )?(?:Parser key|Problem with parser key) "([\w.]+)"', re.IGNORECASE)
-_CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
+_KEY = re.compile(r'(?:^\s*(?:- )?|callable class: )(?:Parser key|Problem with parser key) "([\w.]+)"', re.IGNORECASE)
+# an optimizer or a schedule is made later, by a function: its class stands behind what is wrong
+_CLASS = re.compile(r"(?:Problem with given class_path |Got value: Namespace\(class_path=)'([\w.]+)'")
 _OPTION = re.compile(r"(?:Option '([\w.]+)' is not accepted|does not accept option '([\w.]+)')")
 _IMPORT = re.compile(r"Expected a dot import path string: (\S+)")
 _GIVEN = re.compile(r"^\s*Given value: (.*)", re.MULTILINE)
@@ -25,14 +27,16 @@ def explain_parsing(error: BaseException, keys: Iterable[str] = ()) -> str:
     """Say what is wrong in one paragraph.
 
     Args:
-        error: jsonargparse's ArgumentError.
+        error: jsonargparse's ArgumentError; its attribute `chosen` names the classes of the sections, where known.
         keys: the keys that the command accepts; an attribute `keys` of the error is used where none are given.
     """
     message = error.message if isinstance(error, argparse.ArgumentError) else str(error)
     keys = list(keys) or list(getattr(error, "keys", ()))
     if match := re.match(r"--([\w.]+)\.help: ", message):
         message = f'Parser key "{match[1]}":\n{message}'
-    for explanation in (_unrecognized, _wrong_option, _wrong_class, _required, _file, _wrong_value):
+    if text := _unrecognized(message, keys, getattr(error, "chosen", {})):
+        return text
+    for explanation in (_wrong_option, _wrong_class, _required, _file, _wrong_value):
         text = explanation(message, keys)
         if text:
             return text
@@ -43,29 +47,40 @@ def _path(lines: list[str]) -> tuple[str, str]:
     """Follow the tree to its last line: the full key, and the innermost class on the way."""
     keys, cls = [], ""
     for line in lines:
-        if match := _KEY.search(line):
-            keys.append(match[1])
+        keys += _KEY.findall(line)
         if match := _CLASS.search(line):
             cls = match[1]
     return ".".join(keys), cls
 
 
-def _unrecognized(message: str, keys: list[str]) -> str:
+def _unrecognized(message: str, keys: list[str], chosen: Mapping[str, str]) -> str:
     match = _PATHS.search(message)
     if not match:
         return ""
     given = (match[1] or match[2]).split()
+    where, cls = _path(message[: match.start()].splitlines())
     flag = given[0].lstrip("-").split("=")[0]
-    if not given[0].startswith("-"):
-        return f"'{given[0]}' is not understood: options are given as --key VALUE or --key=VALUE."
-    advice = _flags_like(flag, keys) or did_you_mean(flag.partition(".")[0], _arguments_of_parts())
-    return f"There is no option --{flag}.{advice} `--help_all` lists all options."
+    full = f"{where}.{flag}" if where else flag
+    first, dot, rest = flag.partition(".")
+    allowed = accepted(cls) if cls else sorted({key.partition(".")[0] for key in keys} - {"help"})
+    if dot and first in allowed and cls:
+        return f"There is no option --{full}: '{where}.{first}' takes a value, and no keys below it."
+    if dot and first not in allowed:
+        names = [f"--{where}.{name}.{rest}".replace("--.", "--") for name in nearest(first, allowed)]
+        advice = f" Did you mean {' or '.join(names)}?" if names else ""
+    else:
+        advice = _flags_like(full, keys) or _elsewhere(full, chosen)
+    return f"There is no option --{full}.{advice} `--help_all` lists all options."
 
 
-def _arguments_of_parts() -> list[str]:
-    """Return what any model or data module takes: which one was meant is not told by the parser."""
-    classes = [cls for key in ("model", "data") for base in _bases(key, "") for cls in _subclasses(base)]
-    return [name for cls in classes for name in accepted(f"{cls.__module__}.{cls.__qualname__}")]
+def _elsewhere(flag: str, chosen: Mapping[str, str]) -> str:
+    """Say where an argument is that was named without its section: in the class chosen, if one is."""
+    for section in ("model", "data"):
+        known = (cls for base in _bases(section, "") for cls in _subclasses(base))
+        classes = (cls for cls in known if chosen.get(section, cls.__name__) == cls.__name__)
+        if any(flag in accepted(f"{cls.__module__}.{cls.__qualname__}") for cls in classes):
+            return f" Did you mean --{section}.{flag}?"
+    return ""
 
 
 def _flags_like(flag: str, keys: list[str]) -> str:
@@ -80,7 +95,7 @@ def _wrong_option(message: str, keys: list[str]) -> str:
     for number, line in enumerate(lines):
         if match := _OPTION.search(line):
             option = match[1] or match[2]
-            where, cls = _path(lines[:number])
+            where, cls = _path(lines[: number + 1])
             if not cls:
                 full = f"{where}.{option}" if where else option
                 return f"There is no key '{full}'.{_flags_like(full, keys)}"
@@ -107,7 +122,7 @@ def _wrong_class(message: str, keys: list[str]) -> str:
         owner = _owner(lines[:number])
         known = list(class_names(where, owner))
         names = list(_names_in(_annotation(where, owner)))
-        advice = did_you_mean(name, [*names, *known])
+        advice = did_you_mean(name, [*names, *known]) or did_you_mean(f"{name}DataModule", known)
         if names:
             advice += f" By name there are: {', '.join(names)}."
         elif known and not advice:
@@ -147,27 +162,56 @@ def _wrong_value(message: str, keys: list[str]) -> str:
     where, _ = _path(lines)
     if not where:
         return ""
-    wanted: list[str] = []
-    given = ""
     depth = max((number for number, line in enumerate(lines) if _KEY.search(line)), default=0)
-    for line in lines[depth:]:
-        if match := re.search(r"Expected an? (.+?)(?:\. Got value: (.*))?$", line):
+    owner = _path(lines[:depth])[1]
+    # what is wrong with the key is indented below it; what follows is of the keys around it
+    about = list(takewhile(lambda line: _indent(line) > _indent(lines[depth]), filter(str.strip, lines[depth + 1 :])))
+    given = _given([lines[depth], *about])
+    wanted: list[str] = []
+    advice = ""
+    for line in about:
+        if "is abstract" in line:
+            names = " | ".join(sorted(class_names(where, owner))) or "CLASS"
+            return f"'{where}' is null and has no keys yet: name its class first, --{where} {names}."
+        if "Expected a path" in line:
+            continue
+        if match := re.search(r"Expected (?:an? )?(.+?)(?:\. Got value: .*)?$", line):
             wanted.append(_readable(match[1]))
-            given = given or match[2] or ""
+            advice += did_you_mean(given, _literals(match[1]))
         elif "expected" in line.lower() or "invalid" in line.lower():
             wanted.append(line.strip(" -"))
-    matches = _GIVEN.findall(message)
-    if not given and matches:
-        given = re.sub(r"^NestedArg\(key='[^']*', val=(.*)\)$", r"\1", matches[0]).strip("'")
     if not wanted:
         return ""
-    kinds = [kind for kind in dict.fromkeys(wanted) if kind != "null"] or ["null"]
-    return f"'{where}' takes {' or '.join(kinds)}; given was '{given}'."
+    if "a list" in wanted and given in class_names(where, owner):
+        advice += f" Did you mean '[{given}]'?"
+    return f"'{where}' takes {' or '.join(dict.fromkeys(wanted))}; given was '{given}'.{advice}"
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _given(lines: list[str]) -> str:
+    """Return the value that was refused."""
+    text = "\n".join(lines)
+    match = re.search(r"Got value: (.*?)(?:\. Got value: .*)?$", text, re.MULTILINE) or _GIVEN.search(text)
+    return re.sub(r"^NestedArg\(key='[^']*', val=(.*)\)$", r"\1", match[1]).strip("'") if match else ""
+
+
+def _literals(kind: str) -> list[str]:
+    """Return the values that a Literal allows."""
+    match = re.search(r"Literal\[(.*)\]", kind)
+    return [value.strip(" '\"") for value in match[1].split(",")] if match else []
 
 
 def _readable(kind: str) -> str:
     kind = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", kind.strip())
     names = {"NoneType": "null", "int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+    names["list"] = "a list"
+    if match := re.fullmatch(r"tuple with (\d+) elements", kind):
+        return f"a list of {match[1]}"
+    if values := _literals(kind):
+        return f"{'one of ' if len(values) > 1 else ''}{', '.join(values)}"
     return names.get(kind, re.sub(r"typing\.|collections\.abc\.", "", kind))
 
 
@@ -191,7 +235,8 @@ def accepted(class_path: str) -> list[str]:
 def class_names(key: str, owner: str = "") -> Iterator[str]:
     """Yield the bare names of the classes that a key may name."""
     for base in _bases(key, owner):
-        yield from dict.fromkeys(cls.__name__ for cls in _subclasses(base) if not inspect.isabstract(cls))
+        concrete = (cls.__name__ for cls in _subclasses(base) if not inspect.isabstract(cls))
+        yield from dict.fromkeys(name for name in concrete if not name.startswith("_"))
 
 
 def _bases(key: str, owner: str) -> list[type]:

@@ -17,6 +17,8 @@ from lightning_gen.images import enlarge, image_grid, write_png
 from lightning_gen.metrics.extractors import file_sha256
 
 ENDINGS = {"npz": ".npz", "grid": ".png", "png": ""}
+# what a file is called, and no folder
+NO_FOLDERS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".zip", ".npy", ".pt", ".json")
 
 
 def sample(options: Namespace, own: dict[str, Any]) -> int:
@@ -43,6 +45,11 @@ def _format(options: Namespace) -> str:
         raise UsageError(
             f"--format {kind} writes {'a folder' if kind == 'png' else f'a file *{ENDINGS[kind]}'};"
             f" --out {options.out} names something else."
+        )
+    if options.out and not options.format and ending in NO_FOLDERS:
+        raise UsageError(
+            f"--out {options.out}: samples are written as a folder of PNG files (a name without an ending), as .npz or"
+            " as a grid (.png). For a folder of this name add --format png."
         )
     return str(kind)
 

@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 from argparse import Namespace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -63,6 +62,10 @@ class Source:
         Returns:
             Bytes `(B, C, H, W)` on the CPU, and the classes `(B,)` where they are known.
         """
+        with usage():
+            return self._draw(indices, cond)
+
+    def _draw(self, indices: list[int], cond: list[int] | None) -> tuple[Tensor, Tensor | None]:
         if cond is not None or self.module.num_classes is None:
             label = None if cond is None else torch.tensor(cond, device=self.module.device)
             images = self.module.sample(len(indices), cond=label, seed=self.seed, offset=indices, **self.how)
@@ -133,9 +136,6 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _import(name: str) -> None:
-    # the working folder is where a person's own module lies
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -11,12 +11,13 @@ import yaml
 
 from lightning_gen.checkpoints import find_checkpoint, peek
 from lightning_gen.cli import configs
+from lightning_gen.cli.arguments import each_option
 from lightning_gen.cli.folder import as_config, folder_of
-from lightning_gen.cli.lightning_cli import GenerativeCLI, each_option
+from lightning_gen.cli.lightning_cli import GenerativeCLI
 from lightning_gen.quiet import quiet_lightning
 
 # imported, so that their classes are known by their bare names
-PARTS = ("gan.module", "gan", "networks", "data", "callbacks", "optimizers")
+PARTS = ("gan.module", "gan", "diffusion.module", "diffusion", "networks", "data", "callbacks", "optimizers")
 
 
 def run(command: str, args: list[str]) -> int:

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from lightning_gen.callbacks import IterationBar
 from lightning_gen.checkpoints import AtomicCheckpointIO
+from lightning_gen.cli.failures import UsageError
 from lightning_gen.cli.folder import dump
 from lightning_gen.cli.stopping import SaveWhenStopped
 from lightning_gen.files import written_whole
@@ -28,6 +29,23 @@ class SaveRunConfig(SaveConfigCallback):
         config["ckpt_path"] = None
         with written_whole(Path(trainer.default_root_dir) / "config.yaml") as partial:
             partial.write_text(dump(self.parser, config), encoding="utf-8")
+
+
+def check_trainer(given: Any) -> None:
+    """Refuse what a module that steps by hand has of its own.
+
+    Raises:
+        UsageError: says what to give instead.
+    """
+    for name, plain, own in (
+        ("gradient_clip_val", None, "gradient_clip_val"),
+        ("accumulate_grad_batches", 1, "accumulate"),
+    ):
+        value = given.get(name)
+        if value not in (None, plain):
+            raise UsageError(
+                f"The model takes its steps itself: instead of --trainer.{name} give --model.{own} {value}."
+            )
 
 
 def trainer_arguments(given: Any, command: str, folder: Path, first_step: int) -> dict[str, Any]:

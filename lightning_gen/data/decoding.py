@@ -95,8 +95,8 @@ class Decoder:
         elif self.expected is not None and image.size != self.expected[::-1]:
             raise UnexpectedImage(
                 f"{name} has {image.height} x {image.width} pixels, the first image"
-                f" {self.expected[0]} x {self.expected[1]} (height x width): give size=... to have all images"
-                " resized."
+                f" {self.expected[0]} x {self.expected[1]} (height x width): give size=... (--data.size N) to have"
+                " all images resized."
             )
         return to_tensor(image)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from lightning_gen.errors import MissingData, did_you_mean
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+_WANTED = "Give a folder of images or a .zip file of one."
 
 
 class ImageFiles(Protocol):
@@ -129,5 +130,6 @@ def open_files(path: Path) -> ImageFiles:
 def _not_there(path: Path) -> str:
     above = path.absolute().parent
     if not above.is_dir():
-        return f"{path} does not exist, nor does the folder {above}."
-    return f"{path} does not exist.{did_you_mean(path.name, [entry.name for entry in above.iterdir()])}"
+        return f"{path} does not exist, nor does the folder {above}. {_WANTED}"
+    close = did_you_mean(path.name, [entry.name for entry in above.iterdir()])
+    return f"{path} does not exist.{close} {_WANTED}"

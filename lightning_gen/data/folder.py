@@ -177,7 +177,13 @@ class ImageFolderDataModule(ImageDataModule):
         lazy = self._file_images(names)
         if not in_memory and self.on_error == "raise":
             return lazy
-        images, left_out = decode_all(lazy, self.shape, in_memory, self.on_error == "skip")
+        try:
+            images, left_out = decode_all(lazy, self.shape, in_memory, self.on_error == "skip")
+        except UnreadableImage as error:
+            raise UnreadableImage(
+                f"{str(error).rstrip('.')}. The file lies in {self.path}: remove it, or leave out what cannot be"
+                " read with on_error='skip' (--data.on_error skip)."
+            ) from error
         if left_out:
             self._report(split, left_out, len(names))
             lazy = self._file_images([name for name in names if name not in left_out])

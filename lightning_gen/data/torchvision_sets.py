@@ -108,7 +108,7 @@ class TorchvisionDataModule(ImageDataModule):
         try:
             self._torchvision_class()(str(self.root), download=True)
         except (RuntimeError, URLError, OSError) as error:
-            raise self._missing(f"The download failed: {error}") from error
+            raise self._missing(f"The download failed: {' '.join(str(error).split())}") from error
 
     def setup(self, stage: str | None = None) -> None:
         """Load the splits of a stage, downloading first where no Trainer has done so."""
@@ -126,7 +126,7 @@ class TorchvisionDataModule(ImageDataModule):
             f"Missing: {', '.join(self._absent()) or 'nothing by name, so a file is damaged'}.\n"
             f"Get: {', '.join(addresses)} (unpacked).\n"
             f"Put so that these exist: {self.root.absolute() / needed[0]} and so on. Or name another folder"
-            f" by root=... or ${ROOT_VARIABLE}."
+            f" by root=... (--data.root, in evaluate --data_root) or ${ROOT_VARIABLE}."
         )
 
     def _official(self, train: bool) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ def draw_latents(stream: RandomStream, size: int, truncation: float | None = Non
     """
     if truncation is None:
         return stream.normal(size)
-    if not truncation > 0:
+    if not isinstance(truncation, (int, float)) or not truncation > 0:
         raise ValueError(f"The truncation is the bound of a latent's entries, above 0; given was {truncation}.")
     uniform = stream.uniform(size)
     precise = uniform.float() if uniform.device.type == "mps" else uniform.double()

@@ -40,10 +40,10 @@ from torch.nn import functional as F
 from lightning_gen.ema import Averages
 from lightning_gen.errors import choose
 from lightning_gen.gan.augmentation import Augmentation
-from lightning_gen.gan.labels import ClassPrior
 from lightning_gen.gan.latents import draw_latents
 from lightning_gen.gan.losses import LOSSES, AdversarialLoss
 from lightning_gen.gan.penalties import Penalty, clip_weights_, refuse_batch_norm
+from lightning_gen.labels import NO_LABELS, ClassPrior
 from lightning_gen.module import GenerativeModule, optimizer_with_schedule
 from lightning_gen.networks.base import Discriminator, DiscriminatorOutput, Generator
 from lightning_gen.optimizers import GANAdam
@@ -110,7 +110,7 @@ class GAN(GenerativeModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        _check_fit(generator, discriminator, n_dis)
+        _check_fit(generator, discriminator, n_dis, weight_clip)
         self.generator, self.discriminator = generator, discriminator
         self.generator_ema = Averages(generator, ema_half_lives or [], ema_warmup)
         self.augmentation = augmentation
@@ -296,10 +296,7 @@ class GAN(GenerativeModule):
         if self.discriminator.num_classes is None:
             return None
         if "label" not in batch:
-            raise ValueError(
-                "This model is conditional and its data has no labels: use data with classes (a folder with one"
-                " subfolder a class), or networks with num_classes=null."
-            )
+            raise ValueError(NO_LABELS)
         return batch["label"]
 
     # ------------------------------------------------------------------ validation and optimizers
@@ -329,9 +326,11 @@ class GAN(GenerativeModule):
         ]
 
 
-def _check_fit(generator: Generator, discriminator: Discriminator, n_dis: int) -> None:
+def _check_fit(generator: Generator, discriminator: Discriminator, n_dis: int, weight_clip: float | None) -> None:
     if n_dis < 1:
         raise ValueError(f"n_dis is the number of steps of D in an iteration, 1 or more; given was {n_dis}.")
+    if weight_clip is not None and not weight_clip > 0:
+        raise ValueError(f"weight_clip is the bound of D's weights, above 0, or null; given was {weight_clip}.")
     if tuple(generator.image_shape) != tuple(discriminator.image_shape):
         raise ValueError(
             f"The generator makes images {tuple(generator.image_shape)}, the discriminator takes"

@@ -36,7 +36,7 @@ class InceptionV3(FeatureExtractor):
         weights_path: weights file, or a folder with it; None searches $LIGHTNING_GEN_WEIGHTS, the cache of torch
             hub and then downloads.
         state_dict: weights given directly, in place of a file.
-        channels_last: memory layout; moves features by rounding only (5e-5 of the largest).
+        channels_last: memory layout; moves features by the rounding of float32 only.
 
     Raises:
         MissingData: no weights and no way to download them.
@@ -156,7 +156,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler given arbitrary bytes raises anything
         raise ValueError(
-            f"{path} is not a file of weights ({(str(error).splitlines() or [type(error).__name__])[0]})."
+            f"{path} is not a file of weights that torch.save wrote ({type(error).__name__}). Get the file from {URL}."
         ) from error
     return state
 

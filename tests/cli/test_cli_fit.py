@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -353,6 +354,45 @@ def test_validate_without_anything(here, run):
     code, _, err = run("validate")
     assert code == 2
     assert "Nothing says which model" in err
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_untrained_model_is_not_measured(trained, run, command):
+    code, _, err = run(command, "-c", "runs/Toy/config.yaml", "--trainer.default_root_dir=runs/Toy")
+    assert code == 2
+    assert "--ckpt_path says whose weights to use" in err
+    assert "There is --ckpt_path runs/Toy." in err
+
+
+def test_a_finished_run_of_another_folder_is_named(trained, fit):
+    code, _, err = fit("--model.num_classes=3", "--ckpt_path=runs/Toy", "--trainer.default_root_dir=runs/new")
+    assert code == 0
+    assert "The run of runs/Toy/checkpoints/last.ckpt is finished" in err
+
+
+def test_classes_of_the_working_folder(here, fit, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    Path("my_parts.py").write_text("from toy import ToyNet\n\nclass MyNet(ToyNet):\n    pass\n")
+    code, _, err = fit("--model.net=my_parts.MyNet", "--trainer.max_steps=1")
+    assert code == 0, err
+    assert sys.path[-1] == str(here)
+
+
+@pytest.mark.parametrize("null", [["null"], ["~"]])
+@pytest.mark.parametrize("joined", [True, False])
+def test_null_for_an_argument_of_a_part(here, run, null, joined):
+    """jsonargparse alone takes it for the text 'None'."""
+    flags = []
+    for name in ("generator", "discriminator"):
+        for key, value in (("num_classes", null[0]), ("init_args.conditioning", "none")):
+            flags += [f"--model.{name}.{key}={value}"] if joined else [f"--model.{name}.{key}", value]
+    code, out, err = run("fit", "-c", "gan/digits", *flags, "--print_config")
+    assert code == 0, err
+    arguments = yaml.safe_load(out)["model"]["init_args"]
+    for name in ("generator", "discriminator"):
+        assert arguments[name]["init_args"]["num_classes"] is None
+        assert arguments[name]["init_args"]["conditioning"] == "none"
+        assert arguments[name]["init_args"]["image_shape"] == [1, 8, 8]
 
 
 def test_print_config(here, run):

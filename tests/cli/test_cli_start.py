@@ -30,8 +30,8 @@ def cold(*lines):
 
 def test_help_list_version_and_slips_load_no_torch():
     commands = [f"{name} --help" for name in pages.PAGES]
-    out, err = cold("--help", "--version", "list", "list gan", "help", "fitt", "list nothing", *commands)
-    assert f"CODES {[0, 0, 0, 0, 0, 2, 2] + [0] * len(commands)} HEAVY [] FAST True" in out
+    out, err = cold("--help", "--version", "list", "list gan", "help", "fitt", "list nothing", "help fitt", *commands)
+    assert f"CODES {[0, 0, 0, 0, 0, 2, 2, 2] + [0] * len(commands)} HEAVY [] FAST True" in out
     assert "there is no command 'fitt'. Did you mean 'fit'?" in err
     assert f"lightning_gen {__version__}" in out
     assert "gan/mnist_dcgan" in out

@@ -145,3 +145,15 @@ class ToyData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(range(8), batch_size=4)
+
+
+class PooledToyData(ToyData):
+    """The toy's data, with an argument of its own.
+
+    Args:
+        pool: does nothing.
+    """
+
+    def __init__(self, pool: int = 2, batch_size: int = 4) -> None:
+        super().__init__(batch_size)
+        self.pool = pool

@@ -332,10 +332,14 @@ def test_data_that_does_not_fit_is_refused_before_training(tmp_path):
     with pytest.raises(MisconfigurationException, match="2 classes, the data 7"):
         run(tmp_path, tiny_gan(num_classes=2), data=TinyData(num_classes=7))
     unlabelled = TinyData(num_classes=None)
-    with pytest.raises(ValueError, match="class counts"):
-        run(tmp_path, tiny_gan(num_classes=2), data=unlabelled)
-    with pytest.raises(ValueError, match="no labels"):
-        run(tmp_path, tiny_gan(num_classes=2, label_prior="uniform"), data=unlabelled)
+    for prior in ("data", "uniform"):
+        with pytest.raises(ValueError, match=r"its data has no labels.*num_classes=null"):
+            run(tmp_path, tiny_gan(num_classes=2, label_prior=prior), data=unlabelled)
+    # a data module of someone else's, which may have labels and does not count them
+    uncounted = TinyData(num_classes=2)
+    del uncounted.class_counts
+    with pytest.raises(ValueError, match=r"class counts are not known.*label_prior='uniform'"):
+        run(tmp_path, tiny_gan(num_classes=2), data=uncounted)
 
 
 def test_a_schedule_that_waits_for_a_metric_is_refused(tmp_path):

@@ -98,9 +98,22 @@ def test_features_are_bitwise_those_of_torch_fidelity_without_the_layout(weights
     assert torch.equal(plain.features, expected[0])
     assert torch.equal(plain.logits, expected[1])
     assert plain.features.shape == (3, network.dim)
-    # the layout moves them by rounding
-    faster = network(images)
-    assert (faster.features - expected[0]).abs().max() < 5e-5 * expected[0].abs().max()
+
+
+def test_the_layout_moves_features_by_the_rounding_of_float32_only(weights):
+    images = smooth(2, 2, 20)
+
+    def features(channels_last, dtype):
+        extractor = InceptionV3(weights, channels_last=channels_last).to(dtype)
+        extractor.network.feature_extractor_internal_dtype = dtype
+        return extractor(images).features.double()
+
+    # in float64 the layouts agree in every digit that the float32 output has
+    exact = features(False, torch.float64)
+    assert (features(True, torch.float64) - exact).abs().max() <= 2.0**-23 * exact.abs().max()
+    # in float32 neither is nearer to the truth; how far both are depends on the machine's kernels
+    plain, faster = ((features(layout, torch.float32) - exact).square().mean().sqrt() for layout in (False, True))
+    assert faster <= 2 * plain
 
 
 def test_the_resize_is_that_of_tensorflow_1(network):
@@ -108,7 +121,7 @@ def test_the_resize_is_that_of_tensorflow_1(network):
     # half-pixel bilinear of the same images is another network input, so another score
     other = F.interpolate(images.float(), (299, 299), mode="bilinear").round().to(torch.uint8)
     shifted = (network(other).features - network(images).features).abs().max()
-    assert shifted > 100 * 5e-5 * network(images).features.abs().max()
+    assert shifted > 5e-3 * network(images).features.abs().max()
     assert "TensorFlow 1" in network.resize
 
 

@@ -8,6 +8,11 @@ from torch import Tensor, nn
 
 from lightning_gen.seeding import RandomStream
 
+NO_LABELS = (
+    "This model is conditional and its data has no labels: use data with classes (a folder with one subfolder a"
+    " class), or networks with num_classes=null and conditioning=none."
+)
+
 
 class ClassPrior(nn.Module):
     """The distribution of classes that fakes are made of, kept in the checkpoint.
@@ -35,12 +40,17 @@ class ClassPrior(nn.Module):
             return
         counts = getattr(datamodule, "class_counts", None)
         if counts is None:
+            if hasattr(datamodule, "class_counts"):
+                raise ValueError(NO_LABELS)
             raise ValueError(
                 "label_prior='data' draws classes as frequent as in the training data, whose class counts are not"
                 " known: use a data module with class_counts, or label_prior='uniform'."
             )
         if len(counts) != self.num_classes:
-            raise ValueError(f"The model has {self.num_classes} classes, the data has {len(counts)}: set num_classes.")
+            raise ValueError(
+                f"The model has {self.num_classes} classes, the data {len(counts)}: set num_classes of both networks to"
+                f" {len(counts)}."
+            )
         self.probabilities.copy_(counts / counts.sum())
 
     def labels(self, stream: RandomStream, n: int, cond: int | Sequence[int] | Tensor | None = None) -> Tensor | None:
