@@ -16,6 +16,7 @@ _PUBLIC = {
     "CIFAR100DataModule": "data",
     "CIFAR10DataModule": "data",
     "CheckpointError": "checkpoints",
+    "Diffusion": "diffusion.module",
     "DigitsDataModule": "data",
     "Evaluator": "metrics",
     "FashionMNISTDataModule": "data",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         MNISTDataModule,
         load_data,
     )
+    from lightning_gen.diffusion.module import Diffusion
     from lightning_gen.ema import EMA
     from lightning_gen.errors import MissingData, MissingExtra
     from lightning_gen.gan.module import GAN
@@ -57,6 +59,7 @@ __all__ = [
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "CheckpointError",
+    "Diffusion",
     "DigitsDataModule",
     "Evaluator",
     "FashionMNISTDataModule",

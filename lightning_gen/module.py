@@ -214,13 +214,15 @@ class GenerativeModule(LightningModule, ABC):
         shape = getattr(datamodule, "shape", None)
         if shape is not None and tuple(shape) != tuple(self.sample_shape):
             raise MisconfigurationException(
-                f"The model makes samples of shape {tuple(self.sample_shape)}, the data has {tuple(shape)}:"
-                " set the networks' image_shape, or the data's size."
+                f"The model makes samples of shape {tuple(self.sample_shape)}, the data has {tuple(shape)}"
+                f" (channels, height, width): set image_shape of every network to {list(shape)}, or the data's size"
+                " (--data.size) and channels."
             )
         classes = getattr(datamodule, "num_classes", None)
         if self.num_classes is not None and classes is not None and classes > self.num_classes:
             raise MisconfigurationException(
-                f"The model has {self.num_classes} classes, the data {classes}: set the networks' num_classes."
+                f"The model has {self.num_classes} classes, the data {classes}: set num_classes of every network to"
+                f" {classes}."
             )
 
     def setup(self, stage: str) -> None:

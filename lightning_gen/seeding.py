@@ -43,7 +43,13 @@ def seed_device(device: torch.device, seed: int) -> None:
 
 
 class RandomStream(Protocol):
-    """Where a sampler draws from: `n` rows at a time, of whatever shape it needs."""
+    """Where a sampler draws from: `n` rows at a time, of whatever shape it needs.
+
+    Attributes:
+        dtype: of the normal and uniform numbers.
+    """
+
+    dtype: torch.dtype
 
     def normal(self, *shape: int) -> Tensor:
         """Draw standard normal numbers, `(n, *shape)`."""

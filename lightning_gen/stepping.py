@@ -24,6 +24,7 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
@@ -89,6 +90,46 @@ class Stepping:
             if last:
                 self._move(optimizer, counted)
         return last
+
+    def skip(self, index: int = 0, *, micro: int = 0, counted: bool = True) -> bool:
+        """Leave one micro-batch out: its gradient is 0, and a step in which all were left out is not taken.
+
+        All processes leave out the same ones.
+
+        Args:
+            index: which of the module's optimizers it would have been for.
+            micro: number of the micro-batch in its step.
+            counted: whether the step ends an iteration of training.
+
+        Returns:
+            Whether the optimizer moved, by the gradients of the others.
+        """
+        optimizer = self._optimizers[index]
+        if micro == 0:
+            optimizer.zero_grad(set_to_none=True)
+        moves = micro == self.accumulate - 1 and any(
+            parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"]
+        )
+        if moves:
+            self._exchange(optimizer)
+            with self._scaler_of(index):
+                self._move(optimizer, counted)
+        return moves
+
+    def _exchange(self, optimizer: LightningOptimizer) -> None:
+        """Average over processes what `_no_sync` kept back: the pass that would have done so was left out."""
+        if not isinstance(self.module.trainer.strategy.model, DistributedDataParallel):
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        # a parameter that no process used keeps having no gradient
+        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=self.module.device)
+        torch.distributed.all_reduce(used, torch.distributed.ReduceOp.MAX)
+        for parameter, anywhere in zip(parameters, used.tolist(), strict=True):
+            if anywhere:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= torch.distributed.get_world_size()
 
     def clip(self, optimizer: Optimizer) -> None:
         """Clip what the module's `on_before_optimizer_step` is given: gradients that are unscaled by then."""

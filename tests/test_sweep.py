@@ -5,8 +5,26 @@ import math
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from tiny import TinyData, tiny_gan, trainer, weights
+from tiny import TinyData, tiny_diffusion, tiny_gan, trainer, weights
 
+from lightning_gen.diffusion import (
+    EDM,
+    VE,
+    Clip,
+    Consistency,
+    ConsistencySteps,
+    CosineVP,
+    DiscreteVP,
+    Importance,
+    LearnedUncertainty,
+    MeanFlow,
+    MinibatchOT,
+    MinSNR,
+    NonLeakyAugmentation,
+    Uniform,
+    Velocity,
+)
+from lightning_gen.ema import Averages
 from lightning_gen.gan import ADA, R1, WGANGP, DiffAugment
 from lightning_gen.module import GenerativeModule
 
@@ -21,6 +39,39 @@ MODULES = {
     "gan, r3": (lambda: tiny_gan(loss="relativistic_pairing", penalties=[R1(0.1)]), None),
     "gan, diffaugment": (lambda: tiny_gan(loss="hinge", augmentation=DiffAugment()), None),
     "gan, ada": (lambda: tiny_gan(augmentation=ADA(p=0.5)), None),
+    "diffusion": (lambda: tiny_diffusion(), None),
+    "diffusion, averaged": (lambda: tiny_diffusion(ema_half_lives=[50], ema_sigma_rels=[0.1]), None),
+    "diffusion, conditional": (lambda: tiny_diffusion(num_classes=4, path=EDM(), sampling_steps=4), 4),
+    "diffusion, ddpm": (
+        lambda: tiny_diffusion(path=DiscreteVP(20), times=Importance(buckets=20), threshold=Clip()),
+        None,
+    ),
+    "diffusion, learned variance": (
+        lambda: tiny_diffusion(path=DiscreteVP(20, "cosine"), net={"learned_variance": True}, weighting=MinSNR()),
+        None,
+    ),
+    "diffusion, v": (
+        lambda: tiny_diffusion(path=CosineVP(), coupling=MinibatchOT(), times=Uniform(stratified=True)),
+        None,
+    ),
+    "diffusion, uncertainty": (lambda: tiny_diffusion(path=VE(), weighting=LearnedUncertainty()), None),
+    "diffusion, augmented": (
+        lambda: tiny_diffusion(
+            net={"augment_dim": NonLeakyAugmentation().augment_dim}, augmentation=NonLeakyAugmentation()
+        ),
+        None,
+    ),
+    "diffusion, consistency": (
+        lambda: tiny_diffusion(path=EDM(), objective=Consistency(), solver=ConsistencySteps(), sampling_steps=2),
+        None,
+    ),
+    "diffusion, mean flow": (
+        lambda: tiny_diffusion(
+            net={"two_times": True}, parameterization=Velocity(1.0), objective=MeanFlow(), sampling_steps=1
+        ),
+        None,
+    ),
+    "diffusion, accumulated": (lambda: tiny_diffusion(accumulate=2, gradient_clip_val=1.0), None),
     "gan, accumulated": (lambda: tiny_gan(loss="least_squares", accumulate=2, gradient_clip_val=1.0), None),
 }
 
@@ -53,9 +104,11 @@ def test_a_seed_fixes_every_sample_whatever_the_batch(module):
     whole = module.sample(7, seed=3)
     assert torch.equal(whole, module.sample(7, seed=3))
     assert not torch.equal(whole, module.sample(7, seed=4))
+    # kernels of other batch sizes round otherwise: by parts of the largest state, the noise that sampling starts from
+    atol = 1e-6 * (module.path.noise_scale() if hasattr(module, "path") else 1)
     pieces = torch.cat([module.sample(3, seed=3), module.sample(4, seed=3, offset=3)])
-    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-6)
-    torch.testing.assert_close(module.sample(2, seed=3, offset=[6, 1]), whole[[6, 1]], rtol=0, atol=1e-6)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=atol)
+    torch.testing.assert_close(module.sample(2, seed=3, offset=[6, 1]), whole[[6, 1]], rtol=0, atol=atol)
 
 
 def test_a_generator_fixes_samples_too(module):
@@ -119,4 +172,5 @@ def test_it_says_what_it_is(module):
     assert isinstance(module, GenerativeModule)
     assert isinstance(module, LightningModule)
     assert module.automatic_optimization is False
-    assert module.weights_used() in ("raw", *getattr(module, "generator_ema").averages)  # noqa: B009
+    averages = [name for part in module.children() if isinstance(part, Averages) for name in part.names]
+    assert module.weights_used() == (averages[0] if averages else "raw")

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.gan.module import GAN
 from lightning_gen.networks.base import Discriminator, Generator
+from lightning_gen.networks.denoiser import DenoisingNetwork
 
 SHAPE = (1, 4, 4)
 
@@ -107,3 +108,36 @@ def weights(module) -> dict[str, torch.Tensor]:
 
 def same(first, second) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+class TinyDenoiser(DenoisingNetwork):
+    """Looks at all pixels at once, at the time and at the class."""
+
+    def __init__(self, image_shape=SHAPE, width: int = 8, dropout: float = 0.0, **arguments) -> None:
+        super().__init__(image_shape, **arguments)
+        pixels = self.in_channels * image_shape[1] * image_shape[2]
+        told = self.label_rows + self.vector_dim + self.augment_dim + 1 + self.two_times
+        self.inner = nn.Linear(pixels + told, width)
+        self.dropout = nn.Dropout(dropout)
+        self.outer = nn.Linear(width, self.out_channels * image_shape[1] * image_shape[2])
+
+    def forward(self, x, noise_label, cond=None, second_label=None):
+        cond = self.check(x, cond, second_label)
+        told = [x.flatten(1), noise_label.to(x.dtype)[:, None] / 100]
+        if cond.image is not None:
+            told.insert(1, cond.image.flatten(1))
+        if second_label is not None:
+            told.append(second_label.to(x.dtype)[:, None] / 100)
+        if cond.label is not None:
+            told.append(nn.functional.one_hot(cond.label, self.label_rows).to(x.dtype))
+        told += [part for part in (cond.vector, cond.augment) if part is not None]
+        hidden = self.dropout(torch.tanh(self.inner(torch.cat(told, dim=1))))
+        return self.outer(hidden).view(len(x), self.out_channels, *self.image_shape[1:])
+
+
+def tiny_diffusion(num_classes=None, seed=0, cls=None, net=None, **arguments):
+    from lightning_gen.diffusion.module import Diffusion
+
+    torch.manual_seed(seed)
+    network = TinyDenoiser(num_classes=num_classes, **(net or {}))
+    return (cls or Diffusion)(network, **({"sampling_steps": 3} | arguments))

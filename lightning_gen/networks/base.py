@@ -53,8 +53,8 @@ class Generator(nn.Module, ABC):
     def __init__(self, latent_dim: int, image_shape: Sequence[int], num_classes: int | None = None) -> None:
         super().__init__()
         self.latent_dim = positive(self, "latent_dim", latent_dim)
-        self.image_shape = _image_shape(self, image_shape)
-        self.num_classes = _num_classes(self, num_classes)
+        self.image_shape = image_shape_of(self, image_shape)
+        self.num_classes = num_classes_of(self, num_classes)
 
     @abstractmethod
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
@@ -97,8 +97,8 @@ class Discriminator(nn.Module, ABC):
 
     def __init__(self, image_shape: Sequence[int], num_classes: int | None = None, auxiliary: bool = False) -> None:
         super().__init__()
-        self.image_shape = _image_shape(self, image_shape)
-        self.num_classes = _num_classes(self, num_classes)
+        self.image_shape = image_shape_of(self, image_shape)
+        self.num_classes = num_classes_of(self, num_classes)
         self.auxiliary = auxiliary
 
     @abstractmethod
@@ -219,7 +219,8 @@ def positive(net: nn.Module, name: str, value: int) -> int:
     return int(value)
 
 
-def _image_shape(net: nn.Module, image_shape: Sequence[int]) -> ImageShape:
+def image_shape_of(net: nn.Module, image_shape: Sequence[int]) -> ImageShape:
+    """Return `(C, H, W)` as integers, or raise a ValueError where it is not three positive ones."""
     if len(image_shape) != 3:
         raise ValueError(
             f"{type(net).__name__} takes image_shape as [channels, height, width], not {list(image_shape)}."
@@ -228,5 +229,6 @@ def _image_shape(net: nn.Module, image_shape: Sequence[int]) -> ImageShape:
     return channels, height, width
 
 
-def _num_classes(net: nn.Module, num_classes: int | None) -> int | None:
+def num_classes_of(net: nn.Module, num_classes: int | None) -> int | None:
+    """Return the number of classes, or raise a ValueError where it is neither None nor a positive integer."""
     return None if num_classes is None else positive(net, "num_classes", num_classes)
