@@ -22,8 +22,9 @@ UNTRUE = (
     r"The number of training batches .* is smaller than the logging interval",
     # a run folder is continued on purpose
     r"Checkpoint directory .* exists and is not empty",
-    # Lightning's own call of a deprecated test in torch
+    # Lightning's own call of a deprecated test in torch, and torch-fidelity's scripted resizing
     r".*treespec, LeafSpec.*is deprecated",
+    r".*`torch\.jit\.\w+` is deprecated",
 )
 
 

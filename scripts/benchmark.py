@@ -29,8 +29,22 @@ ROWS = {
     "sqrt_trace": "metrics",
     "features": "metrics",
     "data": "data",
+    "diffusion_forward": "diffusion",
+    "diffusion_forward_bf16": "diffusion",
+    "diffusion_forward_compiled": "diffusion",
+    "diffusion_forward_bf16_compiled": "diffusion",
+    "diffusion_train": "diffusion",
+    "diffusion_train_bf16": "diffusion",
+    "diffusion_train_compiled": "diffusion",
+    "diffusion_train_bf16_compiled": "diffusion",
+    "diffusion_ddim": "diffusion",
+    "diffusion_ddim_bf16": "diffusion",
+    "diffusion_ddim_compiled": "diffusion",
+    "diffusion_ddim_bf16_compiled": "diffusion",
+    "diffusion_growth": "diffusion_own",
+    "diffusion_parts": "diffusion_own",
 }
-PEERS = ("torchvision", "torchmetrics", "torch-fidelity", "scipy", "numpy")
+PEERS = ("torchvision", "torchmetrics", "torch-fidelity", "diffusers", "scipy", "numpy")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,13 +62,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="JSON file to write; its rows of other names are kept")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: shows that the rows run, nothing else")
+    parser.add_argument("--batch", type=int, help="images of a batch in the rows of diffusion (default: the rows' own)")
     options = parser.parse_args(arguments)
     options.rows = options.rows.split(",")
     unknown = [name for name in options.rows if name not in ROWS]
     if unknown:
         parser.error(f"no rows called {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    if options.repeats < 1 or options.threads < 1:
-        parser.error("--repeats and --threads are 1 or more")
+    if options.repeats < 1 or options.threads < 1 or (options.batch is not None and options.batch < 1):
+        parser.error("--repeats, --threads and --batch are 1 or more")
     return options
 
 
@@ -70,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if asked.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda was asked for, and torch sees no GPU.")
     torch.set_num_threads(asked.threads)
-    options = Options(asked.repeats, asked.device, asked.clock, asked.tiny)
+    options = Options(asked.repeats, asked.device, asked.clock, asked.tiny, asked.batch)
     reports = []
     for name in asked.rows:
         for report in measure(name, options):

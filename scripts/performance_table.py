@@ -13,6 +13,7 @@ from typing import Any
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 MARKED = re.compile(r"(<!-- table:(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PEERS = ("torchmetrics", "torch-fidelity", "diffusers", "scipy")
 WORDS = {"slowdown": "time of {}", "speedup": "speed of {}", "extra": "extra time of {}"}
 LIMIT = {"slowdown": "at most", "speedup": "at least", "extra": "at most"}
 
@@ -52,7 +53,9 @@ def surroundings(rows: list[dict[str, Any]]) -> str:
             f"{env['device']}, {env['threads']} thread(s), {env['date']}, Python {env['python']}, torch {env['torch']},"
             f" lightning {env['lightning']}"
         )
-        text += "".join(f", {peer} {env[peer]}" for peer in ("torchmetrics", "torch-fidelity", "scipy") if peer in env)
+        text += "".join(
+            f", {peer} {env[peer]}" for peer in ("torchmetrics", "torch-fidelity", "diffusers", "scipy") if peer in env
+        )
         found.setdefault(text, []).append(f"{row['name']} {env['load'][0]:g}")
     return "\n\n".join(
         f"Measured on: {text}. Load of the machine: {'; '.join(names)}." for text, names in found.items()

@@ -21,6 +21,7 @@ WIDTHS = {
     "LeNetDiscriminator": {},
     "ResNetGenerator": {"channels": 4},
     "ResNetDiscriminator": {"channels": 4},
+    "UNet": {"channels": 8, "blocks": 1, "head_dim": None},
 }
 
 
@@ -39,6 +40,17 @@ class MadeImages(LightningDataModule):
         return DataLoader([{"image": i, "label": y} for i, y in zip(images, labels, strict=True)], batch_size=4)
 
     val_dataloader = test_dataloader = train_dataloader
+
+
+def weights_to_start_from(config, folder):
+    """Make the checkpoint of a network like the one configured."""
+    from lightning_gen.diffusion.module import Diffusion
+    from lightning_gen.networks import UNet
+
+    module = Diffusion(UNet(**config["model"]["init_args"]["net"]["init_args"]))
+    path = folder / "start.ckpt"
+    torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.0"}, path)
+    return str(path)
 
 
 @pytest.fixture
@@ -61,10 +73,13 @@ def test_its_head_says_what_it_is(name):
 def test_it_runs(name, config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = config["model"]["init_args"]
-    for network in ("generator", "discriminator"):
-        model[network]["init_args"] |= WIDTHS[model[network]["class_path"]]
-    shape = model["generator"]["init_args"]["image_shape"]
-    classes = model["generator"]["init_args"].get("num_classes")
+    networks = [model[name] for name in ("generator", "discriminator", "net") if name in model]
+    for network in networks:
+        network["init_args"] |= WIDTHS[network["class_path"]]
+    if model.get("init_weights"):
+        model["init_weights"] = weights_to_start_from(config, tmp_path)
+    shape = networks[0]["init_args"]["image_shape"]
+    classes = networks[0]["init_args"].get("num_classes")
     config["data"] = {"class_path": "test_configs.MadeImages", "init_args": {"shape": shape, "classes": classes}}
     config["trainer"]["accelerator"] = "cpu"
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))

@@ -2,16 +2,23 @@
 
 import copy
 import csv
+import os
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from noiseless import FixedNoise
-from tiny import TinyData, same, tiny_gan, trainer, weights
+from ranks import run_ranks
+from tiny import SHAPE, TinyData, same, tiny_gan, trainer, weights
+from torch import nn
+from torch.utils.data import DataLoader, Subset
 
 from lightning_gen.gan.losses import NonSaturating
+from lightning_gen.images import from_uint8
+from lightning_gen.module import GenerativeModule
 from lightning_gen.stepping import evaluating, frozen, tracking_layers, untracked_statistics
 
 
@@ -231,3 +238,165 @@ def test_contexts_put_everything_back_after_an_error():
 def test_impossible_settings_are_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, max_steps=1).fit(tiny_gan(**arguments), datamodule=TinyData())
+
+
+# ---------------------------------------------------------------------- micro-batches that are left out
+
+
+class Leaving(GenerativeModule):
+    """A linear map that learns to halve its input, and leaves out the batches of these numbers."""
+
+    def __init__(self, left_out=(), accumulate=1):
+        super().__init__()
+        self.left_out, self.accumulate = set(left_out), accumulate
+        self.matrix = nn.Parameter(torch.eye(16, dtype=torch.float64))
+        self.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.moved = []
+
+    @property
+    def sample_shape(self):
+        return SHAPE
+
+    def draw(self, stream, n, cond=None, **how):
+        return stream.normal(*SHAPE)
+
+    def loss(self, images):
+        x = images.flatten(1).double()
+        return (x @ self.matrix - 0.5 * x).square().mean()
+
+    def training_step(self, batch, batch_idx):
+        micro = self.batch_number % self.accumulate
+        if self.batch_number in self.left_out:
+            self.moved.append(self.steps.skip(micro=micro))
+        else:
+            self.moved.append(self.steps(self.loss(batch["image"]), micro=micro))
+
+    def validation_step(self, batch, batch_idx):
+        """Have nothing to validate: Lightning warns where data for it is not used."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05, weight_decay=0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def batches_by_hand(n, size=8):
+    images = TinyData(n=n * size).split("train").images
+    return [from_uint8(images[i * size : (i + 1) * size]) for i in range(n)]
+
+
+def trained_by_hand(batches, left_out, accumulate):
+    """Plain torch: mean gradients with zeros for what is left out, no step where there is nothing else."""
+    module = Leaving()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.05, weight_decay=0.1)
+    steps = 0
+    for start in range(0, len(batches), accumulate):
+        optimizer.zero_grad()
+        kept = [i for i in range(start, start + accumulate) if i not in left_out]
+        for i in kept:
+            (module.loss(batches[i]) / accumulate).backward()
+        if kept:
+            optimizer.param_groups[0]["lr"] = 0.05 / (1 + steps)
+            optimizer.step()
+            steps += 1
+    return module, steps
+
+
+class Hook(Callback):
+    """Asks for Lightning's own way through a step."""
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        pass
+
+
+@pytest.mark.parametrize("callbacks", [[], [Hook()]])
+@pytest.mark.parametrize(
+    ("accumulate", "left_out"),
+    [(1, {0}), (1, {2, 3}), (3, {0}), (3, {4}), (3, {5}), (3, {0, 1}), (3, {4, 5}), (3, {3, 5}), (3, {3, 4, 5})],
+)
+def test_what_is_left_out_has_no_gradient(tmp_path, accumulate, left_out, callbacks):
+    module = Leaving(left_out, accumulate)
+    n = 4 * accumulate
+    fit = trainer(tmp_path, max_epochs=1, callbacks=callbacks)
+    fit.fit(module, datamodule=TinyData(n=8 * n))
+    assert module.steps._direct == (not callbacks)
+    byhand, steps = trained_by_hand(batches_by_hand(n), left_out, accumulate)
+    torch.testing.assert_close(module.matrix, byhand.matrix, rtol=0, atol=1e-13)
+    assert torch.equal(module.unused, torch.ones(3))
+    assert fit.global_step == module.iterations == steps
+    assert module.optimizers().param_groups[0]["lr"] == pytest.approx(0.05 / (1 + steps), rel=1e-12)
+    # the optimizer moves at the last micro-batch of a step, left out or not, if any was not
+    expected = [
+        i % accumulate == accumulate - 1 and not set(range(i - accumulate + 1, i + 1)) <= left_out for i in range(n)
+    ]
+    assert module.moved == expected
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_that_is_left_out_moves_nothing(tmp_path, accumulate):
+    """Weights and Adam's moments, to the last bit, and the count of its steps."""
+    states = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            optimizer = module.optimizers().optimizer
+            states.append((weights(module), copy.deepcopy(optimizer.state_dict()), trainer.global_step))
+
+    left_out = set(range(2 * accumulate, 3 * accumulate))
+    module = Leaving(left_out, accumulate)
+    fit = trainer(tmp_path, max_epochs=1, callbacks=[Watch()])
+    fit.fit(module, datamodule=TinyData(n=8 * 4 * accumulate))
+    before, after, end = (states[k * accumulate - 1] for k in (2, 3, 4))
+    assert same(before[0], after[0])
+    assert before[1]["state"].keys() == after[1]["state"].keys() == {0}
+    for name, value in before[1]["state"][0].items():
+        assert torch.equal(value, after[1]["state"][0][name])
+    assert before[1]["param_groups"] == after[1]["param_groups"]
+    assert (before[2], after[2], end[2]) == (2, 2, 3)
+    assert not same(after[0], end[0])
+
+
+def test_a_scaled_gradient_is_unscaled_where_the_last_micro_batch_is_left_out(tmp_path):
+    module = Leaving({1}, accumulate=2)
+    plain = copy.deepcopy(module)
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    trainer(tmp_path, max_epochs=1, plugins=[scaled]).fit(module, datamodule=TinyData(n=32))
+    trainer(tmp_path, max_epochs=1).fit(plain, datamodule=TinyData(n=32))
+    torch.testing.assert_close(module.matrix, plain.matrix, rtol=0, atol=2e-3)  # float16 products
+    assert not torch.equal(module.matrix, torch.eye(16))
+
+
+# of the first step the last, of the second both, of the third the first, of the fourth none
+LEFT_OUT = {1, 2, 3, 4}
+
+
+class Halves(TinyData):
+    """Each of two processes gets its half of every batch of 8."""
+
+    def __init__(self, rank):
+        super().__init__(n=64, batch_size=8)
+        self.rank = rank
+
+    def train_dataloader(self):
+        images = self.split("train")
+        return DataLoader(Subset(images, [i for i in range(64) if (i % 8) // 4 == self.rank]), batch_size=4)
+
+
+def leave_out(rank, folder):
+    module = Leaving(LEFT_OUT, accumulate=2)
+    settings = {"max_epochs": 1, "devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
+    fit = trainer(folder, plugins=[TorchElasticEnvironment()], **settings)
+    fit.fit(module, datamodule=Halves(rank))
+    torch.save((weights(module), fit.global_step), os.path.join(folder, f"{rank}.pt"))
+
+
+@pytest.mark.slow
+def test_processes_stay_together_where_a_micro_batch_is_left_out(tmp_path):
+    """The last one would have exchanged the gradients of the others."""
+    run_ranks(leave_out, 2, str(tmp_path))
+    (first, steps), (second, others_steps) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert same(first, second)
+    byhand, steps_by_hand = trained_by_hand(batches_by_hand(8), LEFT_OUT, 2)
+    assert steps == others_steps == steps_by_hand == 3
+    torch.testing.assert_close(first["matrix"], byhand.matrix.detach(), rtol=0, atol=1e-13)
+    assert torch.equal(first["unused"], torch.ones(3, dtype=torch.float64))

@@ -103,6 +103,13 @@ def _run(command: str, args: list[str]) -> int:
         from lightning_gen.cli.evaluation import evaluate
 
         return evaluate(*wanted, args)
+    if command == "convert":
+        from lightning_gen.cli.options import parse_convert
+
+        chosen = parse_convert(args)
+        from lightning_gen.cli.converting import convert
+
+        return convert(chosen)
     from lightning_gen.cli import train
 
     return train.run(command, args)

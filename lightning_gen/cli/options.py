@@ -1,4 +1,4 @@
-"""The options of `sample` and `evaluate`, read before torch is loaded."""
+"""The options of `sample`, `evaluate` and `convert`, read before torch is loaded."""
 
 import argparse
 from typing import Any, NoReturn
@@ -6,7 +6,9 @@ from typing import Any, NoReturn
 import yaml
 
 from lightning_gen.cli.failures import UsageError
-from lightning_gen.errors import nearest
+from lightning_gen.errors import did_you_mean, nearest
+
+FORMATS = ("diffusers", "edm")
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,6 +83,38 @@ def parse_evaluate(args: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     if own and options.ckpt_path is None:
         raise UsageError(f"--{next(iter(own))} is an option of a model, and --samples are files.")
     return options, own
+
+
+def parse_convert(args: list[str]) -> argparse.Namespace:
+    """Read the options of `convert`."""
+    parser = Parser("convert")
+    parser.add_argument("--from", dest="source", nargs=2, metavar=("FORMAT", "PATH"))
+    parser.add_argument("--to", dest="target", choices=("diffusers",))
+    for flag in ("--ckpt_path", "--weights", "--out"):
+        parser.add_argument(flag)
+    for flag in ("--nearest", "--null_class"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
+    options, rest = parser.parse_known_args(args)
+    if rest:
+        close = nearest(rest[0].partition("=")[0], parser.flags(), n=1)
+        parser.error(f"'{rest[0]}' is not understood.{f' Did you mean {close[0]}?' if close else ''}")
+    if (options.source is None) == (options.target is None):
+        raise UsageError("Give what is to be converted: either --from FORMAT PATH, or --to FORMAT with --ckpt_path.")
+    if options.source is not None and options.source[0] not in FORMATS:
+        raise UsageError(
+            f"--from takes one of {', '.join(FORMATS)} and a path; given was '{options.source[0]}'."
+            f"{did_you_mean(options.source[0], FORMATS)}"
+        )
+    if (options.ckpt_path is None) != (options.target is None):
+        raise UsageError("--ckpt_path names what goes --to another format, and only that.")
+    if options.weights is not None and options.target is None:
+        raise UsageError("--weights says which weights go --to another format.")
+    if options.null_class and (options.source is None or options.source[0] != "diffusers"):
+        raise UsageError("--null_class is about a U-Net --from diffusers.")
+    if options.out is None:
+        raise UsageError("--out says where to write: a checkpoint (model.ckpt), or a new folder for diffusers.")
+    return options
 
 
 def _own_options(parser: Parser, rest: list[str]) -> dict[str, Any]:

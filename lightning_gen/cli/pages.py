@@ -12,6 +12,7 @@ commands:
   predict    draw the samples that a predict loader asks for
   sample     draw samples from a checkpoint into PNG files, an npz or a grid
   evaluate   score a checkpoint, or a folder of samples, against real images
+  convert    bring models of other libraries in, and take ours out
   list       show the packaged configurations and their recorded results
 
   --help     this page; after a command, its own page
@@ -129,6 +130,33 @@ examples:
   lightning-gen evaluate --samples samples.npz --data cifar10 --split train --metrics fid,is --n 50000
 """
 
+CONVERT = """\
+usage: lightning-gen convert --from diffusers|edm PATH --out MODEL.ckpt
+       lightning-gen convert --to diffusers --ckpt_path PATH_OR_RUN_FOLDER --out FOLDER
+
+Make a checkpoint of another library's diffusion model, which sample, evaluate and model.init_weights take,
+or a folder of diffusers of one of ours. Nothing of a file is executed, and diffusers need not be installed.
+What the other side cannot do exactly is refused and named.
+
+options:
+  --from diffusers FOLDER   a pipeline or a model of diffusers: UNet2DModel or DiTTransformer2DModel with
+                            its scheduler
+  --from edm FILE           a network-snapshot-*.pkl of EDM: the average, EDM or VP preconditioning
+  --to diffusers            write unet/ or transformer/ and scheduler/, and an index where there is a pipeline
+  --ckpt_path PATH          a checkpoint, or a run folder: then its newest checkpoint
+  --weights NAME            ema, raw, ema-10000 ...: which weights go out (default: the first average)
+  --out PATH                the checkpoint, or a new folder
+  --nearest                 take the nearest of what cannot be mapped exactly, and say so
+  --null_class              the last class of the U-Net stands for "none"
+  --import MODULE           import a module first: the one that defines your own classes
+
+examples:
+  lightning-gen convert --from diffusers ddpm-cifar10-32 --out ddpm.ckpt
+  lightning-gen sample --ckpt_path ddpm.ckpt --n 16 --steps 50 --solver ddim --format grid
+  lightning-gen convert --from edm edm-cifar10-32x32-uncond-vp.pkl --out edm.ckpt
+  lightning-gen convert --to diffusers --ckpt_path runs/diffusion/cifar10_unet --weights ema --out mine
+"""
+
 LIST = """\
 usage: lightning-gen list [TEXT]
 
@@ -150,5 +178,6 @@ PAGES = {
     ),
     "sample": SAMPLE,
     "evaluate": EVALUATE,
+    "convert": CONVERT,
     "list": LIST,
 }

@@ -32,6 +32,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
 
 from lightning_gen.diffusion.paths import Path
@@ -104,7 +105,9 @@ class Trailing(Grid):
         """Return the times."""
         if path.steps is None:
             return [(steps - i) / steps for i in range(steps)]
-        return [round(path.steps * (steps - i) / steps) / path.steps for i in range(steps)]
+        # numpy's rounding, so that the steps are those of diffusers for every N
+        even = np.arange(path.steps, 0, -path.steps / steps)[:steps].round()
+        return [step / path.steps for step in even.tolist()]
 
     def last(self, path: Path) -> Point:
         """Return the image, or the first step."""
@@ -127,9 +130,11 @@ class Linspace(Grid):
         """Return the times; one step has t = 1 alone."""
         if path.steps is None:
             return [1 - share * (1 - self.t_min) for share in _shares(steps)]
-        # the halves rounded as numpy does with the steps counted from 0
-        left = [steps - 1 - i for i in range(steps)] if steps > 1 else [1]
-        return [(1 + round(k * (path.steps - 1) / max(steps - 1, 1))) / path.steps for k in left]
+        if steps == 1:
+            return [1.0]
+        # numpy's rounding of steps counted from 0, so that they are those of diffusers for every N
+        even = np.linspace(0, path.steps - 1, steps).round()[::-1] + 1
+        return [step / path.steps for step in even.tolist()]
 
 
 class Shifted(Grid):
@@ -147,7 +152,8 @@ class Shifted(Grid):
     def times(self, steps: int, path: Path) -> list[float]:
         """Return the times; on a table the nearest steps that are all different."""
         even = [(steps - i) / steps for i in range(steps)]
-        times = [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
+        # exactly 1 at t = 1
+        times = [self.shift * t / (self.shift * t + (1 - t)) for t in even]
         return times if path.steps is None else _apart(times, path.steps)
 
 
@@ -201,14 +207,17 @@ class _Levels(Grid, ABC):
     def times(self, steps: int, path: Path) -> list[float]:
         """Return the times of the noise levels; the first is t = 1 in place of sigma_max."""
         floor = 0.0 if path.steps is None else 1 / path.steps
-        low, high = self._ends(path, floor)
+        least, most = (point.noise_level for point in points_of(path, [floor, 1.0]))
+        low, high = self._ends(path, least, most)
         levels = torch.tensor(self.levels(low, high, _shares(steps)[1:]), dtype=torch.float64)
         # rounding must not lead out of the path
-        return [1.0, *path.time(levels).clamp(floor, 1).tolist()]
+        times = [1.0, *path.time(levels).clamp(floor, 1).tolist()]
+        if steps > 1 and low == least:
+            times[-1] = floor
+        return times
 
-    def _ends(self, path: Path, floor: float) -> tuple[float, float]:
-        """Return the least and the largest noise level, within those of the path."""
-        least, most = (point.noise_level for point in points_of(path, [floor, 1.0]))
+    def _ends(self, path: Path, least: float, most: float) -> tuple[float, float]:
+        """Return the ends of the grid, which lie within the noise levels of the path."""
         if self.sigma_max is None and math.isinf(most):
             raise ValueError(
                 f"{type(path).__name__} starts at an infinite noise level, from which {type(self).__name__} has no"
@@ -223,7 +232,7 @@ class _Levels(Grid, ABC):
                 f"{type(self).__name__} has noise levels from {low:.6g} to {high:.6g}, but {type(path).__name__} goes"
                 f" from {least:.6g} to {most:.6g}: choose sigma_min and sigma_max within, or leave them out."
             )
-        return low, high
+        return max(low, least), high
 
 
 class Karras(_Levels):

@@ -38,7 +38,7 @@ class Weighting(nn.Module, ABC):
         """Return w c_out^2, the weight of the squared error of the network's output."""
         return self.of_image(level) * scales.out.square()
 
-    def apply(self, error: Tensor, level: Level, scales: Scales) -> Tensor:  # type: ignore[override]
+    def weigh(self, error: Tensor, level: Level, scales: Scales) -> Tensor:
         """Weigh the mean squared errors `(B,)` of the output."""
         return error * self.of_output(level, scales).to(error.dtype)
 
@@ -152,7 +152,7 @@ class LearnedUncertainty(Weighting):
         u: Tensor = self.linear((features * math.sqrt(2 / len(self.phases))).to(self.linear.weight.dtype))
         return u.squeeze(-1)
 
-    def apply(self, error: Tensor, level: Level, scales: Scales) -> Tensor:  # type: ignore[override]
+    def weigh(self, error: Tensor, level: Level, scales: Scales) -> Tensor:
         """Weigh, divide by the variance and add its logarithm."""
         u = self.log_variance(level).to(error.dtype)
         return error * self.base.of_output(level, scales).to(error.dtype) * torch.exp(-u) + u

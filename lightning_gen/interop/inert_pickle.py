@@ -13,6 +13,7 @@ References:
 """
 
 import io
+import math
 import pickle
 import re
 import warnings
@@ -169,6 +170,8 @@ def _rebuild_tensor(storage: object, offset: object, size: object, stride: objec
     last = start + sum((n - 1) * step for n, step in zip(sides, steps, strict=True))
     if 0 not in sides and last >= storage.numbers.numel():
         raise Refused("gives it a tensor that reaches beyond its storage.")
+    if math.prod(sides) > storage.numbers.numel():
+        raise Refused("gives it a tensor of more numbers than its storage holds.")
     return StoredTensor(storage, start, sides, steps)
 
 

@@ -8,16 +8,22 @@ from lightning_gen.networks.conditioning import (
     ProjectionHead,
 )
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from lightning_gen.networks.denoiser import Condition, DenoisingNetwork
+from lightning_gen.networks.dit import DiT
 from lightning_gen.networks.lenet import LeNetDiscriminator
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.normalization import make_norm, mixes_samples, spectral_normalize
 from lightning_gen.networks.resnet import ResNetDiscriminator, ResNetGenerator
+from lightning_gen.networks.unet import UNet
 
 __all__ = [
     "AuxiliaryHead",
+    "Condition",
     "ConditionalBatchNorm2d",
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "DenoisingNetwork",
+    "DiT",
     "Discriminator",
     "DiscriminatorOutput",
     "Generator",
@@ -28,6 +34,7 @@ __all__ = [
     "ProjectionHead",
     "ResNetDiscriminator",
     "ResNetGenerator",
+    "UNet",
     "make_norm",
     "mixes_samples",
     "spectral_normalize",

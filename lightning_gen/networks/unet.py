@@ -72,6 +72,7 @@ class UNet(DenoisingNetwork):
         channels: width that the multipliers multiply.
         channel_multipliers: one per level, from full resolution down.
         blocks: residual blocks of a level on the way down; one more on the way up.
+        patch_size: height and width of the squares of pixels that become channels before the first level.
         attention_levels: levels with attention, 0 for full resolution, -1 for the deepest.
         decoder_attention: whether on the way up "all" blocks of such a level have attention or the "last" alone.
         middle_attention: whether there is attention in the middle.
@@ -114,6 +115,7 @@ class UNet(DenoisingNetwork):
         channels: int = 32,
         channel_multipliers: Sequence[float] = (1, 2, 2),
         blocks: int = 2,
+        patch_size: int = 1,
         attention_levels: Sequence[int] = (-1,),
         decoder_attention: Literal["all", "last"] = "all",
         middle_attention: bool = True,
@@ -163,6 +165,7 @@ class UNet(DenoisingNetwork):
             raise ValueError(f"UNet takes a dropout in [0, 1), not {dropout}.")
         self.channels = positive(self, "channels", channels)
         self.blocks = positive(self, "blocks", blocks)
+        self.patch_size = positive(self, "patch_size", patch_size)
         self.widths = self._widths(channel_multipliers)
         self.attention_levels = self._attention_levels(attention_levels)
         self.decoder_attention, self.middle_attention = decoder_attention, middle_attention
@@ -206,15 +209,17 @@ class UNet(DenoisingNetwork):
         widths = [int(self.channels * factor) for factor in multipliers]
         if any(width < 1 or width != self.channels * factor for width, factor in zip(widths, multipliers, strict=True)):
             raise ValueError(
-                f"UNet: channel_multipliers times channels={self.channels} are positive whole numbers; {list(multipliers)}"
-                " are not that."
+                f"UNet takes channel_multipliers that make whole numbers of channels={self.channels}, not"
+                f" {list(multipliers)}."
             )
         halvings = len(widths) - 1
-        if any(side % 2**halvings for side in self.image_shape[1:]):
+        divisor = self.patch_size * 2**halvings
+        if any(side % divisor for side in self.image_shape[1:]):
             height, width = self.image_shape[1:]
+            patches = f" after patches of {self.patch_size}" if self.patch_size > 1 else ""
             raise ValueError(
-                f"UNet with {len(widths)} levels halves images {halvings} times and takes sides divisible by"
-                f" {2**halvings}, not {height} x {width}; take away channel_multipliers or pad the images."
+                f"UNet with {len(widths)} levels halves images {halvings} times{patches} and takes sides divisible by"
+                f" {divisor}, not {height} x {width}; take away channel_multipliers or pad the images."
             )
         return widths
 
@@ -229,7 +234,7 @@ class UNet(DenoisingNetwork):
     def _build(self) -> None:
         settings, widths = self.settings, self.widths
         width = self.channels
-        self.input = conv3(self.in_channels, width)
+        self.input = conv3(self.in_channels * self.patch_size**2, width)
         initialized(self.input)
         skips = [width]
         self.encoder = nn.ModuleList()
@@ -256,7 +261,7 @@ class UNet(DenoisingNetwork):
                 width = outputs
             self.decoder.append(Level(stack, self._resample(width, "up") if level else None))
         self.norm = settings.norm(width)
-        self.output = conv3(width, self.out_channels, zero=True)
+        self.output = conv3(width, self.out_channels * self.patch_size**2, zero=True)
         self.modulation_widths = [block.modulation_width for block in self.residual_blocks()]
         self.modulations = nn.Linear(self.embedding_dim, sum(self.modulation_widths))
         for part in torch.split(self.modulations.weight.data, self.modulation_widths):
@@ -288,11 +293,15 @@ class UNet(DenoisingNetwork):
         x = x.to(self.input.weight.dtype)
         if cond.image is not None:
             x = torch.cat([x, cond.image.to(x.dtype)], dim=1)
+        if self.patch_size > 1:
+            x = F.pixel_unshuffle(x, self.patch_size)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         tokens, mask = self._tokens(cond, x.dtype)
         x = self._through(self.input(x), modulations, tokens, mask)
         x = self.output(normalized_silu(self.norm, x))
+        if self.patch_size > 1:
+            x = F.pixel_shuffle(x, self.patch_size)
         return x.contiguous() if self.channels_last else x
 
     def _through(self, x: Tensor, modulations: Iterator[Tensor], tokens: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_gen.networks.winograd import Conv3x3
+
 Modulation: TypeAlias = Literal["add", "scale_shift"]
 Resampling: TypeAlias = Literal["none", "up", "down"]
 
@@ -88,9 +90,9 @@ def initialized(layer: nn.Module, scale: float = 1.0) -> nn.Module:
     return layer
 
 
-def conv3(inputs: int, outputs: int, stride: int = 1, padding: int = 1, zero: bool = False) -> nn.Conv2d:
+def conv3(inputs: int, outputs: int, zero: bool = False) -> Conv3x3:
     """Return a 3x3 convolution, zero where asked for."""
-    layer = nn.Conv2d(inputs, outputs, 3, stride, padding)
+    layer = Conv3x3(inputs, outputs)
     initialized(layer, 0.0 if zero else 1.0)
     return layer
 
@@ -125,7 +127,10 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, kind: Literal["conv", "conv_asymmetric", "pool"]) -> None:
         super().__init__()
-        self.conv = None if kind == "pool" else conv3(channels, channels, 2, 1 if kind == "conv" else 0)
+        self.conv = None
+        if kind != "pool":
+            self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if kind == "conv" else 0)
+            initialized(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to `(B, C, H/2, W/2)`."""

@@ -190,6 +190,7 @@ def fit_lane(
                 precision=precision,
                 max_epochs=1,
                 limit_train_batches=warmup + count + 1,
+                limit_val_batches=0,
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,

@@ -26,12 +26,14 @@ class Options:
         device: "cpu" or "cuda".
         clock: which of the two clocks comparisons are read from.
         tiny: sizes that show no more than that the rows run.
+        batch: images of a batch where a row leaves the choice; None for the row's own.
     """
 
     repeats: int = 5
     device: str = "cpu"
     clock: Clock = "wall"
     tiny: bool = False
+    batch: int | None = None
 
     def size(self, full: int, tiny: int) -> int:
         """Choose between a size worth timing and a tiny one."""

@@ -19,11 +19,20 @@ class PowerGAN(GAN):
         self.generator_ema = Averages(generator, [100], sigma_rels=sigma_rels)
 
 
+class OneBatch(TinyData):
+    """The same batch again and again, so that where a resumed run starts to read does not matter."""
+
+    def split(self, name):
+        images = super().split(name)
+        images.images = images.images[:8].repeat(len(images) // 8, 1, 1, 1)
+        return images
+
+
 def run(folder, module=None, callback=None, steps=20, ckpt_path=None, **arguments):
     module = module if module is not None else tiny_gan(norm=True, cls=PowerGAN, sigma_rels=(0.05, 0.1, 0.075))
     callbacks = [callback if callback is not None else EMASnapshots(40)]
     fitted = trainer(folder, max_steps=steps, callbacks=callbacks, **arguments)
-    fitted.fit(module, datamodule=TinyData(), ckpt_path=ckpt_path)
+    fitted.fit(module, datamodule=OneBatch(n=2000), ckpt_path=ckpt_path)
     return module, fitted
 
 
@@ -60,19 +69,20 @@ def test_a_run_that_ends_with_a_snapshot_writes_it_once(tmp_path, monkeypatch):
     assert sorted(written) == [(images, width) for images in (40, 80, 120, 160) for width in (0.05, 0.075, 0.1)]
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
 def test_a_resumed_run_has_the_snapshots_of_one_that_never_stopped(tmp_path):
     run(tmp_path / "whole")
-    _, stopped = run(tmp_path / "parts", steps=16)
+    _, stopped = run(tmp_path / "parts", steps=12)
     stopped.save_checkpoint(tmp_path / "middle.ckpt")
     run(tmp_path / "parts", steps=20, ckpt_path=str(tmp_path / "middle.ckpt"))
     assert times(tmp_path / "whole") == [40, 80, 120, 160]
     # the one at which the first part ended
-    assert times(tmp_path / "parts") == [40, 80, 120, 128, 160]
+    assert times(tmp_path / "parts") == [40, 80, 96, 120, 160]
     whole, parts = (
         {(s.images, s.sigma_rel): s.load() for s in find_snapshots(tmp_path / name)} for name in ("whole", "parts")
     )
     for key, state in whole.items():
-        assert all(torch.equal(parts[key][name], state[name]) for name in state)
+        assert [name for name in state if not torch.equal(parts[key][name], state[name])] == [], key
 
 
 def test_an_average_that_was_tracked_beside_is_put_together(tmp_path):

@@ -125,7 +125,7 @@ def test_batch_norm_in_training_mode_would_differ():
 
     torch.testing.assert_close(ClassifierFree(3.0)(d, None, x, point, CLEAN, cond).x0, apart(), rtol=1e-12, atol=1e-12)
     d.net.train()
-    assert (ClassifierFree(3.0)(d, None, x, point, CLEAN, cond).x0 - apart()).abs().max() > 0.1
+    assert (ClassifierFree(3.0)(d, None, x, point, CLEAN, cond).x0 - apart()).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])

@@ -113,9 +113,9 @@ def test_the_derivative_is_that_of_finite_differences(kind):
     x, velocity = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64)
     t, r = torch.rand(5, dtype=torch.float64) / 2 + 0.5, torch.rand(5, dtype=torch.float64) / 2
     cond = Condition(label=torch.tensor([0, 1, 2, 3, 0]))
-    target = average_velocity(denoiser(net, 2.0), x, t, r, velocity, cond)
     h = 1e-4
     with torch.no_grad():
+        target = average_velocity(denoiser(net, 2.0), x, t, r, velocity, cond)
         at = {s: net(x + s * h * velocity, 2 * (t + s * h), cond, 2 * r) for s in (-2, -1, 1, 2)}
     # differences of order 4
     expected = velocity - column(t - r) * (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * h)
@@ -319,6 +319,30 @@ def test_all_parameters_learn_in_every_mode(kind, mode):
         for name, parameter in net.named_parameters():
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.any(), name
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_differentiated_without_its_graph():
+    torch.manual_seed(8)
+    net = network("tiny", (1, 4, 4), two_times=True).double()
+    x0, runs = torch.randn(4, 1, 4, 4, dtype=torch.float64), []
+
+    def backend(graph, inputs):
+        def run(*given):
+            runs.append(len(given[0]))
+            return graph(*given)
+
+        return run
+
+    def total():
+        parts = setting(net, RectifiedFlow(), Velocity(2.0), 4, LogitNormal())
+        return MeanFlow(ratio=0.5)(x0, none(), parts).total
+
+    plain = total()
+    net.compile(backend=backend)
+    torch.testing.assert_close(total(), plain, rtol=1e-10, atol=1e-10)
+    assert len(runs) == 1
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(

@@ -172,14 +172,13 @@ def test_what_the_vector_tells_can_be_undone():
     assert checked > 0.9 * n
 
 
-def test_an_anisotropy_and_its_inverse_are_told_apart():
-    """Of the directions r and r + pi, with one number each, no two transforms may share it."""
+def test_opposite_directions_are_one_stretch():
+    """The sign of the two numbers together means nothing: a signed strength could not be told by them."""
     augmentation = NonLeakyAugmentation(p=1.0, transforms="anisotropy")
     x = images(1, 1, 28, dtype=torch.float64)
     for angle in torch.linspace(-3, 3, 7).tolist():
         numbers = torch.tensor([[1.3 * math.cos(angle), 1.3 * math.sin(angle)]], dtype=torch.float64)
         there, back = (augmentation.apply(x, {"anisotropy": sign * numbers}) for sign in (1, -1))
-        # opposite directions are one line, along which both stretch
         torch.testing.assert_close(there, back, rtol=0, atol=1e-9)
 
 
@@ -301,3 +300,16 @@ def test_what_cannot_be_is_refused():
         NonLeakyAugmentation(transforms="xflip")
     with pytest.raises(ValueError, match=r"square.*28 x 24"):
         NonLeakyAugmentation(transforms="rot90")(images(1, 1, 28, 24), stream(1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_moves_images_as_the_cpu_does():
+    augmentation = NonLeakyAugmentation(p=0.3, transforms=ALL)
+    x = images(64)
+    moved, vector = augmentation(x, SampleStreams(7, 0, 64))
+    there, numbers = augmentation(x.cuda(), SampleStreams(7, 0, 64, device="cuda"))
+    torch.testing.assert_close(numbers.cpu(), vector, rtol=0, atol=1e-6)
+    torch.testing.assert_close(there.cpu(), moved, rtol=0, atol=1e-4)
+    unmoved = (vector == 0).all(1)
+    assert torch.equal(there.cpu()[unmoved], x[unmoved])

@@ -132,7 +132,7 @@ def test_every_target_converts_into_every_other(path):
 
 @pytest.mark.parametrize("path", ["VP", "DiscreteVP", "CosineVP", "zero"])
 def test_v_in_the_papers_of_it(path):
-    """Progressive distillation: with alpha^2 + sigma^2 = 1, x0 = alpha x_t - sigma v and noise = sigma x_t + alpha v."""
+    """Where alpha^2 + sigma^2 = 1, the image is alpha x_t - sigma v and the noise sigma x_t + alpha v."""
     x0, noise = drawn()
     level = PATHS[path].at(TIMES)
     scales, alpha, sigma = V().scales(level), row(level.alpha), row(level.sigma)

@@ -104,7 +104,7 @@ def test_min_snr_gives_the_same_gradients_whatever_is_predicted():
         def loss(image):
             output = scaled(image - scaled(x_t, scales.skip), 1 / scales.out)
             target = scaled(x0, scales.clean) + scaled(noise, scales.noise)
-            return MinSNR(gamma).apply((output - target).square().mean(1), level, scales).mean()
+            return MinSNR(gamma).weigh((output - target).square().mean(1), level, scales).mean()
 
         return loss
 
@@ -124,7 +124,7 @@ def test_uncertainty_begins_with_the_loss_as_it_is():
     for base in (None, Plain(), MinSNR()):
         given = base if base is not None else EDMWeighting()
         weighting = learned(base=copy.deepcopy(base))
-        assert torch.equal(weighting.apply(error, level, scales), given.apply(error, level, scales))
+        assert torch.equal(weighting.weigh(error, level, scales), given.weigh(error, level, scales))
         assert not weighting.log_variance(level).any()
 
 
@@ -144,13 +144,13 @@ def test_uncertainty_finds_the_logarithm_of_the_mean_loss():
 
     def closure():
         optimizer.zero_grad()
-        loss = weighting.apply(error, level, scales).mean()
+        loss = weighting.weigh(error, level, scales).mean()
         loss.backward()
         return loss
 
     optimizer.step(closure)
     with torch.no_grad():
-        found, loss = weighting.log_variance(EDM().at(places)), weighting.apply(error, level, scales)
+        found, loss = weighting.log_variance(EDM().at(places)), weighting.weigh(error, level, scales)
     torch.testing.assert_close(found, means.log(), rtol=0, atol=1e-7)
     torch.testing.assert_close(loss.view(3, 50).mean(1), 1 + means.log(), rtol=0, atol=1e-7)
 
@@ -187,7 +187,7 @@ def test_the_gradient_of_uncertainty_reaches_network_and_weights():
     level = EDM().at(TIMES)
     scales, error = EDMPreconditioning().scales(level), torch.rand(99, dtype=torch.float64, requires_grad=True)
     weighting = learned()
-    weighting.apply(error, level, scales).mean().backward()
+    weighting.weigh(error, level, scales).mean().backward()
     torch.testing.assert_close(error.grad, torch.full_like(error, 1 / 99), rtol=1e-12, atol=0)
     assert weighting.linear.weight.grad.abs().sum() > 0
     assert math.isfinite(weighting.linear.weight.grad.sum())
@@ -205,3 +205,10 @@ def test_the_gradient_of_uncertainty_reaches_network_and_weights():
 def test_numbers_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_weighting_is_a_module_like_any_other():
+    """A function for every part of a model, as initializations are, finds those of its weighting too."""
+    model, seen = torch.nn.Sequential(torch.nn.Linear(1, 1), LearnedUncertainty(base=MinSNR())), []
+    model.apply(lambda part: seen.append(type(part).__name__))
+    assert seen == ["Linear", "MinSNR", "Linear", "LearnedUncertainty", "Sequential"]

@@ -322,6 +322,7 @@ def rebuilt(offset=0, size=(2, 2), stride=(2, 1), of=None):
 MISSHAPEN = {
     "beyond its storage": (lambda p: rebuilt(offset=1), "reaches beyond its storage"),
     "stride beyond": (lambda p: rebuilt(stride=(3, 1)), "reaches beyond its storage"),
+    "repeated": (lambda p: rebuilt(size=(10**9, 4), stride=(0, 1)), "more numbers than its storage"),
     "before its storage": (lambda p: rebuilt(offset=-1), "no sizes"),
     "negative stride": (lambda p: rebuilt(stride=(-1, 1)), "no sizes"),
     "size and stride": (lambda p: rebuilt(stride=(1,)), "different lengths"),

@@ -100,6 +100,7 @@ def test_features_are_bitwise_those_of_torch_fidelity_without_the_layout(weights
     assert plain.features.shape == (3, network.dim)
 
 
+@pytest.mark.slow
 def test_the_layout_moves_features_by_the_rounding_of_float32_only(weights):
     images = smooth(2, 2, 20)
 

@@ -220,9 +220,7 @@ def test_xl_2_has_the_published_number_of_parameters():
     assert count == parameters_of(1152, 28, 2, 4, 8, 1001, 4608) == 674_834_720
 
 
-@pytest.mark.parametrize(
-    ("size", "patch", "millions"), [("S", 2, 33), ("S", 8, 33), ("B", 4, 130), ("L", 2, 458), ("XL", 2, 675)]
-)
+@pytest.mark.parametrize(("size", "patch", "millions"), [("S", 2, 33), ("B", 4, 130), ("L", 2, 458)])
 def test_sizes_are_the_published_ones(size, patch, millions):
     with torch.device("meta"):
         net = DiT((4, 32, 32), size, patch, num_classes=1000, learned_variance=True)
@@ -232,9 +230,8 @@ def test_sizes_are_the_published_ones(size, patch, millions):
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_fits_every_kind_of_positions(size):
     with torch.device("meta"):
-        for shape, patch in (((1, 28, 28), 4), ((1, 28, 28), 2), ((3, 32, 32), 2)):
-            net = DiT(shape, size, patch, positions="both", mlp="swiglu")
-            assert net(torch.zeros(2, *shape, device="meta"), torch.zeros(2, device="meta")).shape == (2, *shape)
+        net = DiT((1, 28, 28), size, 4, positions="both", mlp="swiglu")
+        assert net(torch.zeros(2, 1, 28, 28, device="meta"), torch.zeros(2, device="meta")).shape == (2, 1, 28, 28)
 
 
 @pytest.mark.parametrize(("width", "hidden"), [(1152, 3072), (1024, 2736), (384, 1024)])

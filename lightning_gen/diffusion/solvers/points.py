@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from lightning_gen.diffusion.paths import Path
-from lightning_gen.diffusion.solvers.base import Point, points_of
+from lightning_gen.diffusion.solvers.base import Point
 
 
 class Points(list[Point]):
@@ -21,7 +21,9 @@ class Points(list[Point]):
         self.path = path
 
     def at_level(self, noise_level: float) -> Point:
-        """Return the point of a noise level sigma / alpha, at most that of the last step of a table."""
-        time = float(self.path.time(torch.tensor(noise_level, dtype=torch.float64)))
-        (point,) = points_of(self.path, [time if self.path.steps is None else min(time, 1.0)])
-        return point
+        """Return the point of a noise level, at most that of the last step of a table, without its derivatives."""
+        time = self.path.time(torch.tensor(noise_level, dtype=torch.float64))
+        if self.path.steps is not None:
+            time = time.clamp(max=1)
+        alpha, sigma = self.path.coefficients(time)
+        return Point(time.item(), alpha.item(), sigma.item())

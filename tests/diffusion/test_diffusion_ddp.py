@@ -1,0 +1,103 @@
+"""Two processes train the network that one trains on their joined batches."""
+
+import os
+
+import pytest
+import torch
+from fixed_objective import Fixed
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from ranks import run_ranks
+from tiny import TinyData, tiny_diffusion, trainer, weights
+from torch.utils.data import DataLoader, Subset
+
+from lightning_gen.diffusion import DiscreteVP, Importance, Uniform
+from lightning_gen.diffusion.module import Diffusion
+
+CASES = {
+    "averages": {"ema_half_lives": [100], "ema_sigma_rels": [0.1]},
+    "accumulation": {"accumulate": 2, "gradient_clip_val": 0.05},
+    "learned variance": {"path": DiscreteVP(10), "net": {"learned_variance": True}},
+}
+
+
+class Joined(TinyData):
+    """Batches of 8 for one process; each of two gets its half of every one."""
+
+    def __init__(self, rank=None):
+        super().__init__(n=128, batch_size=8)
+        self.rank = rank
+
+    def train_dataloader(self):
+        images = self.split("train")
+        if self.rank is None:
+            return DataLoader(images, batch_size=8)
+        mine = [i for i in range(len(images)) if (i % 8) // 4 == self.rank]
+        return DataLoader(Subset(images, mine), batch_size=4)
+
+
+class Watched(Diffusion):
+    """Keep the first noisy batch's times, and let the second batch of one process be NaN."""
+
+    def _losses(self, network, batch, stream, training=False):
+        losses = super()._losses(network, batch, stream, training)
+        if not hasattr(self, "first"):
+            self.first = losses.t.clone()
+        if self.batch_number == 1 and self.global_rank == 1:
+            losses.total = losses.total * torch.nan
+        return losses
+
+
+def train(name, folder, rank=None):
+    module = tiny_diffusion(objective=Fixed(), **CASES[name]).double()
+    settings = {"max_steps": 6, "max_epochs": -1, "precision": "64-true", "use_distributed_sampler": False}
+    if rank is not None:
+        settings |= {"devices": 2, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
+    trainer(folder, **settings).fit(module, datamodule=Joined(rank))
+    return module
+
+
+def work(rank, folder):
+    torch.save({name: weights(train(name, folder, rank)) for name in CASES}, os.path.join(folder, f"{rank}.pt"))
+    os.environ["PL_GLOBAL_SEED"] = "3"
+    settings = {"max_steps": 4, "devices": 2, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
+    learning = tiny_diffusion(cls=Watched, times=Importance(history=1, buckets=4), on_nonfinite="skip")
+    trainer(folder, **settings).fit(learning, datamodule=TinyData())
+    strata = tiny_diffusion(cls=Watched, times=Uniform(stratified=True), on_nonfinite="skip")
+    trainer(folder, **settings).fit(strata, datamodule=TinyData())
+    told = {
+        "t": strata.first,
+        "losses": learning.times.losses,
+        "skipped": torch.tensor(learning.skipped_batches),
+        "sample": learning.sample(4, seed=0),
+    }
+    torch.save(told, os.path.join(folder, f"told-{rank}.pt"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ddp")
+    run_ranks(work, 2, str(path))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one(folder, name):
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)[name] for rank in (0, 1))
+    alone = weights(train(name, folder))
+    assert first.keys() == alone.keys()
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key])
+        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_processes_share_what_they_must_and_draw_their_own_times(folder):
+    first, second = (torch.load(folder / f"told-{rank}.pt", weights_only=True) for rank in (0, 1))
+    for key in ("losses", "skipped", "sample"):
+        assert torch.equal(first[key], second[key]), key
+    assert first["skipped"] == 1
+    assert first["losses"].count_nonzero() > 0
+    # one time in each of the 16 strata of the joined batch
+    strata = (torch.cat([first["t"], second["t"]]) * 16).ceil().sort().values
+    assert torch.equal(strata, torch.arange(1.0, 17.0, dtype=torch.float64))
