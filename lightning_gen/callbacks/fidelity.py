@@ -26,6 +26,7 @@ class Fidelity(Callback):
     Args:
         metrics: any of "fid", "kid", "is" (Inception), "fd-lenet5", "class-accuracy" (digits).
         n: number of samples.
+        test_n: number of samples in `test`; None for n.
         split: reference of the scores during training.
         test_split: reference of the scores in `test`.
         seed: of the samples.
@@ -44,8 +45,10 @@ class Fidelity(Callback):
         batch_size: int = 64,
         weights: str | None = None,
         weights_path: str | None = None,
+        test_n: int | None = None,
     ) -> None:
         self.metrics, self.n, self.seed, self.batch_size = metrics, n, seed, batch_size
+        self.test_n = n if test_n is None else test_n
         self.split, self.test_split = split, test_split
         self.weights, self.weights_path = weights, weights_path
         self._evaluators: dict[str, Evaluator] = {}
@@ -58,13 +61,13 @@ class Fidelity(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, and log."""
         if not trainer.sanity_checking and not trying(trainer):
-            self._measure(trainer, pl_module, self.split)
+            self._measure(trainer, pl_module, self.split, self.n)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, log, and write `results.json`."""
         if trying(trainer):
             return
-        scores = self._measure(trainer, pl_module, self.test_split)
+        scores = self._measure(trainer, pl_module, self.test_split, self.test_n)
         # log_dir is agreed on by all processes, so all have to ask
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero and isinstance(pl_module, GenerativeModule):
@@ -89,13 +92,13 @@ class Fidelity(Callback):
             self._evaluators[split] = evaluator
         return self._evaluators[split]
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> list[Score]:
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, split: Split, n: int) -> list[Score]:
         if not isinstance(pl_module, GenerativeModule):
             raise MisconfigurationException(f"Fidelity measures a GenerativeModule, not a {type(pl_module).__name__}.")
         scores = measure(
             pl_module,
             self._evaluator(trainer, split),
-            self.n,
+            n,
             seed=self.seed,
             weights=self.weights,
         )

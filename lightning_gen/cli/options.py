@@ -94,7 +94,6 @@ def parse_convert(args: list[str]) -> argparse.Namespace:
         parser.add_argument(flag)
     for flag in ("--nearest", "--null_class"):
         parser.add_argument(flag, action="store_true")
-    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     options, rest = parser.parse_known_args(args)
     if rest:
         close = nearest(rest[0].partition("=")[0], parser.flags(), n=1)

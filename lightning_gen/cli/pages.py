@@ -91,6 +91,11 @@ options:
   --cond 3 | 0,1,2 | each   class of every sample; the classes listed, in turn; or all in turn
   --weights NAME            ema, raw, ema-10000 ...: which weights (default: the first average)
   --truncation X            narrow the latent distribution, for models that have it
+  --steps N --solver NAME --guidance S
+                            of a diffusion model: steps, solver (ddim, heun, dpmpp_2m ...), scale (1: none)
+  --image FILE --mask FILE --strength X --resample N --picture FILE --guide CKPT
+                            of a diffusion model: begin from a picture, keep its light pixels of the mask;
+                            the picture of a model with a conditioner; a worse model for autoguidance
   --device auto|cpu|cuda    (default: auto)
   --import MODULE           import a module first: the one that defines your own classes
 
@@ -148,7 +153,6 @@ options:
   --out PATH                the checkpoint, or a new folder
   --nearest                 take the nearest of what cannot be mapped exactly, and say so
   --null_class              the last class of the U-Net stands for "none"
-  --import MODULE           import a module first: the one that defines your own classes
 
 examples:
   lightning-gen convert --from diffusers ddpm-cifar10-32 --out ddpm.ckpt

@@ -140,9 +140,12 @@ def _path_of(kind: type) -> str:
 
 
 def _described(part: object) -> dict[str, Any]:
-    """Return class path and arguments of a part, which keeps its arguments by their names."""
-    names = inspect.signature(type(part)).parameters
-    return {"class_path": _path_of(type(part)), "init_args": {name: getattr(part, name) for name in names}}
+    """Return class path and arguments of a part, which keeps them by their names; those it does not are defaults."""
+    values = {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
+    return {
+        "class_path": _path_of(type(part)),
+        "init_args": {name: value for name, value in values.items() if _is_plain(value)},
+    }
 
 
 class _Found(NamedTuple):

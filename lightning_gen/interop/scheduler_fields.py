@@ -141,6 +141,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 _FOREIGN = {"skip_prk_steps", "clip_sample_range"}.union(*DEFAULTS.values())
 
 
+class NearlyMapped(UserWarning):
+    """Something was not mapped exactly, or left out."""
+
+
 class Fields:
     """The fields of one scheduler's config, diffusers' defaults for those left out.
 
@@ -207,4 +211,4 @@ class Fields:
 
 def warn_of(text: str) -> None:
     """Say what was mapped nearly."""
-    warnings.warn(text, UserWarning, stacklevel=2)
+    warnings.warn(text, NearlyMapped, stacklevel=2)

@@ -57,6 +57,13 @@ def test_training_is_the_same_with_and_without(tmp_path):
     assert all(torch.equal(value, weights(plain)[key]) for key, value in weights(measured).items())
 
 
+def test_the_test_may_take_more_samples(tmp_path):
+    run, module = fit(tmp_path, Fidelity(["fd-lenet5"], n=32, test_n=48, batch_size=8))
+    assert KEY in run.callback_metrics
+    run.test(module, datamodule=TinyData(), verbose=False)
+    assert f"fd-{LeNet5().name}_48_test" in run.callback_metrics
+
+
 def test_checkpoints_and_early_stopping_watch_it(tmp_path):
     best = ModelCheckpoint(dirpath=tmp_path, monitor=KEY, filename="best")
     stop = EarlyStopping(KEY, patience=1, min_delta=1e9)

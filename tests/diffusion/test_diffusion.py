@@ -8,6 +8,7 @@ import pytest
 import torch
 from fixed_objective import Fixed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from tiny import SHAPE, TinyData, TinyDenoiser, same, tiny_diffusion, trainer, weights
 
 from lightning_gen.callbacks import LastCheckpoint
@@ -66,12 +67,23 @@ def test_accumulated_batches_equal_one_of_their_size(tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
 
 
+class Kill(Callback):
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.iteration:
+            raise InterruptedError
+
+
 @pytest.mark.parametrize("stop", [2, 5, 7])
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(stop, tmp_path, monkeypatch):
     """In the middle of an epoch (5 batches of 250), at its end, and in the next one."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
 
-    def trained(name, steps, **arguments):
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
+
+    def trained(name, kill_at=None, **arguments):
         module = tiny_diffusion(
             num_classes=10,
             net={"image_shape": (1, 8, 8), "dropout": 0.2},
@@ -80,15 +92,15 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(stop, tmp_path, monkeypa
             ema_half_lives=[500],
             ema_sigma_rels=[0.1],
         )
-        keeps = LastCheckpoint(100, dirpath=str(tmp_path / name))
-        warnings.filterwarnings("ignore", message="The dirpath has changed")
-        run = trainer(tmp_path, max_steps=steps, max_epochs=-1, enable_checkpointing=True, callbacks=[keeps])
+        callbacks = [LastCheckpoint(stop, dirpath=str(tmp_path / name)), Kill(kill_at)]
+        run = trainer(tmp_path, max_steps=9, max_epochs=-1, enable_checkpointing=True, callbacks=callbacks)
         run.fit(module, datamodule=DigitsDataModule(batch_size=250), **arguments)
         return module
 
-    whole = trained("whole", 9)
-    trained("cut", stop)
-    resumed = trained("resumed", 9, ckpt_path=tmp_path / "cut" / "last.ckpt")
+    whole = trained("whole")
+    with pytest.raises(InterruptedError):
+        trained("cut", kill_at=stop + 1)
+    resumed = trained("resumed", ckpt_path=tmp_path / "cut" / "last.ckpt")
     assert same(weights(whole), weights(resumed))
     assert resumed.images_seen == 9 * 250
 

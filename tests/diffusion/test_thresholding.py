@@ -39,6 +39,7 @@ def test_diffusers_thresholds_alike():
     torch.testing.assert_close(DynamicThreshold(0.9)(x0), scheduler._threshold_sample(x0), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_numbers_than_quantile_takes():
     """torch.quantile stopped at 16 million numbers for long: eight pictures of a megapixel."""
     x0 = torch.zeros(2, 1, 3000, 3000)

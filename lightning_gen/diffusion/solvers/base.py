@@ -101,8 +101,13 @@ class Solver(ABC):
             The state at points[i + 1].
         """
 
-    def evaluations(self, steps: int) -> int:
-        """Return how often the network is asked in a run of so many steps."""
+    def evaluations(self, steps: int, points: Sequence[Point] | None = None) -> int:
+        """Return how often the network is asked in a run of so many steps.
+
+        Args:
+            steps: number of steps.
+            points: the grid, for solvers whose number depends on its ends.
+        """
         return steps
 
 
