@@ -17,7 +17,7 @@ FLOORS = [
     ["gan.ada", "gan.warp", "gan.ada_transforms", "gan.latents", "labels", "metrics", "data", "checkpoint_files"],
     ["gan.__init__", "diffusion", "stepping", "ema", "ema_profiles", "posthoc", "optimizers", "loggers", "overhead"],
     ["module"],
-    ["checkpoints", "results", "gan.module", "diffusion.module", "callbacks", "interop"],
+    ["checkpoints", "results", "gan.module", "diffusion.module", "diffusion.drawing", "callbacks", "interop"],
     ["cli", "__main__"],
 ]
 PURE = ("networks", "metrics", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment", "gan.ada")
