@@ -146,6 +146,7 @@ class Diffusion(DenoisingSampler):
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.optimizer, self.scheduler = optimizer, scheduler
         self.nonfinite = NonFiniteLoss(on_nonfinite)
+        self._learned = 0  # images of this step so far, those of batches left out not counted
         self.likelihood_steps = likelihood_steps
         self._check_fit(label_dropout)
 
@@ -210,22 +211,28 @@ class Diffusion(DenoisingSampler):
         """Take one step of the network, or a part of it where gradients are accumulated."""
         micro = self.batch_number % self.accumulate
         x0 = batch["image"]
-        stream = GeneratorStream(None, len(x0), self.device, x0.dtype)
+        stream = GeneratorStream(None, len(x0), self.device, torch.promote_types(x0.dtype, torch.float32))
         losses = self._losses(self.net, batch, stream, training=True)
         loss = losses.total.mean()
-        if not self.nonfinite.accepts(losses, self.iterations, self.trainer.world_size):
-            self.steps.skip(micro=micro)
-            return
-        if self.times.learns:
-            self._learn_times(losses)
-        if self.steps(loss, micro=micro):
-            images = self.saw(len(x0) * self.accumulate)
+        self._learned = 0 if micro == 0 else self._learned
+        if self.nonfinite.accepts(losses, self.iterations, self.trainer.world_size):
+            self._learned += len(x0)
+            if self.times.learns:
+                self._learn_times(losses)
+            moved = self.steps(loss, micro=micro)
+        else:
+            moved = self.steps.skip(micro=micro)
+        if moved:
+            images = self.saw(self._learned)
             self.net_ema.update(self.net, images, self.images_seen)
-        if micro == self.accumulate - 1 and self.logs_now:
-            logs: dict[str, Tensor | float] = {"loss": loss, **losses.logs}
-            if self.nonfinite.skipped:
-                logs["skipped_batches"] = float(self.nonfinite.skipped)
-            self.log_scalars(logs, bar=("loss",))
+            if self.logs_now:
+                self._log(losses)
+
+    def _log(self, losses: Losses) -> None:
+        logs: dict[str, Tensor | float] = {"loss": losses.total.mean(), **losses.logs}
+        if self.nonfinite.skipped:
+            logs["skipped_batches"] = float(self.nonfinite.skipped)
+        self.log_scalars(logs, bar=("loss",))
 
     def _learn_times(self, losses: Losses) -> None:
         """Tell the sampler of times the losses of all processes."""

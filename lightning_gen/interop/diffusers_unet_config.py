@@ -223,6 +223,7 @@ def refuse_what_they_lack(net: UNet) -> None:
         ("augment_dim", net.augment_dim, (0,)),
         ("image_channels", net.image_channels if net.learned_variance else 0, (0,)),
         ("two_times", net.two_times, (False,)),
+        ("patch_size", net.patch_size, (1,)),
         ("norm_groups", len({norm.num_groups for norm in net.modules() if isinstance(norm, torch.nn.GroupNorm)}), (1,)),
     ):
         if value not in allowed:

@@ -7,13 +7,13 @@ noise label and condition.
 
 `UNet.preset` gives the published ones:
 
-| preset          | architecture                                        | parameters  |
-|-----------------|-----------------------------------------------------|-------------|
-| `ddpm_cifar10`  | DDPM, CIFAR-10                                      | 35,746,307  |
-| `edm_cifar10`   | DDPM++ as in EDM, CIFAR-10                          | 55,733,891  |
-| `adm_imagenet64`| ADM as in EDM, ImageNet 64x64, 1000 classes         | 295,899,267 |
-| `small_28`      | for MNIST in minutes on a CPU                       | see `small` |
-| `small_32`      | for CIFAR-10 on a CPU                               | see `small` |
+| preset           | architecture                                | parameters  |
+|------------------|---------------------------------------------|-------------|
+| `ddpm_cifar10`   | DDPM, CIFAR-10                              | 35,746,307  |
+| `edm_cifar10`    | DDPM++ as in EDM, CIFAR-10, unconditional   | 55,732,739  |
+| `adm_imagenet64` | ADM as in EDM, ImageNet 64x64, 1000 classes | 295,899,267 |
+| `small_28`       | three levels, for MNIST on a CPU            | 1,623,169   |
+| `small_32`       | three levels, for CIFAR-10 on a CPU         | 2,534,083   |
 
 References:
     Denoising Diffusion Probabilistic Models: https://arxiv.org/abs/2006.11239

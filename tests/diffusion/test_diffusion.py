@@ -150,6 +150,18 @@ def test_a_loss_that_is_nan_may_be_left_out_and_is_counted(tmp_path):
     assert run.callback_metrics["skipped_batches"] == 1
 
 
+def test_of_accumulated_batches_the_healthy_ones_are_learned_from_and_counted(tmp_path):
+    """The third batch, first of the second step, is left out; the averages move with the other."""
+    module = poisoned(on_nonfinite="skip", accumulate=2, ema_half_lives=[50])
+    run = trainer(tmp_path, max_steps=2, max_epochs=-1)
+    run.fit(module, datamodule=TinyData())
+    assert run.global_step == 2
+    assert module.images_seen == 8 + 8 + 8
+    before = {key: value.clone() for key, value in module.net_ema["ema-50"].network.state_dict().items()}
+    assert not same(before, tiny_diffusion().net.state_dict())
+    assert all(torch.isfinite(value).all() for value in before.values())
+
+
 # ---------------------------------------------------------------------- sampling
 
 

@@ -250,6 +250,7 @@ def test_another_class_is_refused():
         ({"token_dim": 3}, "token_dim"),
         ({"augment_dim": 3}, "augment_dim"),
         ({"two_times": True}, "two_times"),
+        ({"patch_size": 2}, "patch_size"),
         ({"image_channels": 1, "learned_variance": True}, "image_channels"),
         ({"norm_groups": 32}, "norm_groups"),
     ],
