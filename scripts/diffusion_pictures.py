@@ -29,6 +29,7 @@ KINDS = ("trajectory", "guidance", "steps")
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 SOLVERS = ("ddim", "heun", "dpmpp_2m", "unipc", "euler_ancestral")
 EVALUATIONS = (5, 10, 20, 40)
+FOLDERS = ("--pictures", "--results", "--data_root")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             if section is None:
                 continue
             section |= {"minutes": round((time.monotonic() - begin) / 60, 2)}
-            section |= {"command": shlex.join(["python", "scripts/diffusion_pictures.py", *typed])}
+            section |= {"command": command(typed, asked.checkpoint, model.shown)}
             content[kind] = model.context() | section
             # after every kind, for the next one may take hours
             with written_whole(path) as partial:
@@ -99,6 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         raise SystemExit(str(error)) from error
     print(path)
     return content
+
+
+def command(typed: list[str], checkpoint: Path, shown: str) -> str:
+    """Return what makes the same numbers: without the folders of this machine, which change none of them."""
+    kept, skip = [], False
+    for word in typed:
+        option = word.split("=")[0]
+        if not skip and option not in FOLDERS:
+            kept.append(shown if word == str(checkpoint) else word)
+        skip = option in FOLDERS and "=" not in word
+    return shlex.join(["python", "scripts/diffusion_pictures.py", *kept])
 
 
 def run(kind: str, model: Any, asked: argparse.Namespace) -> dict[str, Any] | None:

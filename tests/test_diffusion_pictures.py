@@ -96,6 +96,9 @@ def test_all_pictures_are_made_and_every_number_has_its_protocol(run_folder, mak
         assert section["iterations"] == 7
         assert len(section["checkpoint_sha256"]) == 64
         assert section["minutes"] >= 0
+        assert section["checkpoint"] == "runs/tiny/checkpoints/last.ckpt"
+        assert section["command"].endswith("--device cpu runs/tiny/checkpoints/last.ckpt " + " ".join(more))
+        assert str(tmp_path) not in json.dumps(section)
     scores = [entry["scores"] for kind in ("guidance", "steps") for entry in content[kind]["scores"]]
     assert len(scores) == 3 + 4
     for entry in scores:

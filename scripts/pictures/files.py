@@ -54,6 +54,12 @@ def pyplot() -> Any:
     return plt
 
 
+def fit_scale(panel: Any, values: list[float]) -> None:
+    """Make the vertical axis logarithmic where the values span more than a factor of 5; ticks are few below that."""
+    if min(values) > 0 and max(values) > 5 * min(values):
+        panel.set_yscale("log")
+
+
 def write_plot(path: Path, figure: Any) -> None:
     """Write a figure, and forget it."""
     with written_whole(path) as partial:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from lightning_gen.images import image_grid
-from pictures.files import COLORS, pyplot, write_plot, write_small
+from pictures.files import COLORS, fit_scale, pyplot, write_plot, write_small
 from pictures.model import Model, reported, value_of
 
 
@@ -14,7 +14,8 @@ def make(model: Model, asked: Namespace) -> dict[str, Any]:
     """Write the grid and the plot; return the scores."""
     classes = model.classes or []
     if asked.n:
-        pyplot()  # missed before the work and not after
+        # what is missing is missed before the work and not after
+        pyplot(), model.evaluator
     cond = torch.tensor(classes, device=model.module.device)
     rows = [model.draw(len(classes), cond, guidance=scale, steps=asked.steps) for scale in asked.scales]
     grid = asked.pictures / f"{model.name}_guidance.png"
@@ -40,14 +41,10 @@ def _figure(entries: list[dict[str, Any]], title: str) -> Any:
     words = {"fd-lenet5": "fd-lenet5 (lower is better)", "class-accuracy": "class accuracy"}
     entries = sorted(entries, key=lambda entry: entry["scale"])
     for panel, color, (metric, label) in zip(panels, COLORS, words.items(), strict=False):
-        panel.plot(
-            [entry["scale"] for entry in entries],
-            [value_of(entry["scores"], metric) for entry in entries],
-            marker="o",
-            color=color,
-        )
+        values = [value_of(entry["scores"], metric) for entry in entries]
+        panel.plot([entry["scale"] for entry in entries], values, marker="o", color=color)
         panel.set(xlabel="scale of guidance (1 is none)", ylabel=label)
         panel.grid(alpha=0.3)
-    panels[0].set_yscale("log")
+    fit_scale(panels[0], [value_of(entry["scores"], "fd-lenet5") for entry in entries])
     figure.suptitle(title, fontsize=10)
     return figure

@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +44,9 @@ class Model:
         self.module = module.to(_device(asked.device))
         self.weights = module.weights_used(asked.weights)
         folder = self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
-        self.name: str = asked.name or "_".join(folder.resolve().parts[-2:])
+        inside = folder.resolve().parts[-2:]
+        self.shown = "/".join([*inside, *self.path.resolve().parts[len(folder.resolve().parts) :]])
+        self.name: str = asked.name or "_".join(inside)
 
     @property
     def guidable(self) -> bool:
@@ -104,12 +105,13 @@ class Model:
     def context(self) -> dict[str, Any]:
         """Say what was drawn from, by what and where, for the results."""
         return {
-            "checkpoint": "/".join(Path(self.path).parts[-4:]),
+            "checkpoint": self.shown,
             "checkpoint_sha256": file_sha256(self.path),
             **run_context(self.module),
             "solver": type(self.module.solver).__name__,
             "grid": type(self.module.grid).__name__,
             "sampling_steps": self.module.sampling_steps,
+            "guidance": self.module.guidance.scale,
             "weights": self.weights,
             "seed": self.asked.seed,
             "environment": environment() | {"threads": torch.get_num_threads()},
@@ -121,10 +123,9 @@ def reported(scores: list[Score]) -> dict[str, Any]:
     return report(scores)
 
 
-def value_of(scores: dict[str, Any], metric: str) -> float | None:
-    """Return the value of the score of a metric, whatever its protocol; None where there is none."""
-    start = {"fd-lenet5": "fd-lenet5", "class-accuracy": "class-accuracy"}[metric]
-    return next((float(score["value"]) for name, score in scores.items() if name.startswith(start)), None)
+def value_of(scores: dict[str, Any], metric: str) -> float:
+    """Return the value of the score of a metric, whatever its protocol."""
+    return next(float(score["value"]) for name, score in scores.items() if name.startswith(metric))
 
 
 def _device(name: str) -> torch.device:

@@ -7,20 +7,21 @@ from typing import Any
 from lightning_gen.diffusion import SOLVERS
 from lightning_gen.diffusion.solvers import Solver
 from lightning_gen.errors import choose
-from pictures.files import COLORS, MARKERS, pyplot, write_plot
+from pictures.files import COLORS, MARKERS, fit_scale, pyplot, write_plot
 from pictures.model import Model, reported, value_of
 
 
 def make(model: Model, asked: Namespace) -> dict[str, Any]:
-    """Write the plot; return the scores.
+    """Write the plot; return the scores. Guided, an evaluation is one pass of twice the batch.
 
     Raises:
         ValueError: where there is nothing to score, or no such solver.
     """
     if not asked.n:
         raise ValueError("`steps` are scores alone: --n is 2 or more for them.")
-    pyplot()  # missed before the work and not after
     kinds = {name: choose("solver", name, SOLVERS)() for name in asked.solvers}
+    # what is missing is missed before the work and not after
+    pyplot(), model.evaluator
     how = {} if asked.guidance is None else {"guidance": asked.guidance}
     entries = []
     for name, solver in kinds.items():
@@ -61,10 +62,10 @@ def _figure(entries: list[dict[str, Any]], title: str) -> Any:
             label=name,
         )
     panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
+    fit_scale(panel, [value_of(entry["scores"], "fd-lenet5") for entry in entries])
     ticks = sorted({entry["evaluations"] for entry in entries})
     panel.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
-    panel.minorticks_off()
+    panel.tick_params(axis="x", which="minor", bottom=False)
     panel.set(xlabel="evaluations of the network, a sample", ylabel="fd-lenet5 (lower is better)")
     panel.grid(alpha=0.3)
     panel.legend()

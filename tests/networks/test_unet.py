@@ -34,6 +34,7 @@ ARCHITECTURES = {
     "adm": {"resampling": "block", "modulation": "scale_shift", "head_dim": 4, "embedding_order": "cos_sin"},
     "pool": {"resampling": "pool", "embedding": "fourier", "attention_levels": (0, 1), "middle_attention": False},
 }
+ARCHITECTURES["patches"] = {"patch_size": 2, "channel_multipliers": (1, 1)}
 CASES = {name: TINY | how for name, how in ARCHITECTURES.items()}
 CASES |= {f"{name}, all conditions": TINY | how | EVERYTHING for name, how in ARCHITECTURES.items()}
 
@@ -183,6 +184,7 @@ def test_any_sides_that_halve(shape):
     ("how", "message"),
     [
         ({"image_shape": (1, 28, 30), "channel_multipliers": (1, 1, 1)}, "divisible by 4, not 28 x 30"),
+        ({"image_shape": (1, 14, 14), "patch_size": 2}, "divisible by 4, not 14 x 14"),
         ({"channel_multipliers": ()}, "no level"),
         ({"channel_multipliers": (1, 1.3)}, "whole"),
         ({"attention_levels": (2,)}, r"in \[-2, 1\]"),
