@@ -30,3 +30,12 @@ def _start(rank: int, function: Callable[..., Any], world: int, port: int, argum
     }
     torch.set_num_threads(1)
     function(rank, *arguments)
+
+
+def assert_two_equal_one(folder, name: str, alone: dict[str, torch.Tensor]) -> None:
+    """Hold the weights that two processes saved in `0.pt` and `1.pt` against those of one, in float64."""
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)[name] for rank in (0, 1))
+    assert first.keys() == alone.keys()
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key])
+        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12)

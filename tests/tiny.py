@@ -5,7 +5,7 @@ import warnings
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_gen.gan.module import GAN
 from lightning_gen.networks.base import Discriminator, Generator
@@ -82,6 +82,21 @@ class TinyData(LightningDataModule):
 
     def predict_dataloader(self):
         return DataLoader(list(range(self.n)), batch_size=self.batch_size)
+
+
+class Joined(TinyData):
+    """Batches of 8 for one process; each of two gets its half of every one."""
+
+    def __init__(self, num_classes=None, rank=None):
+        super().__init__(n=128, batch_size=8, num_classes=num_classes)
+        self.rank = rank
+
+    def train_dataloader(self):
+        images = self.split("train")
+        if self.rank is None:
+            return DataLoader(images, batch_size=8)
+        mine = [i for i in range(len(images)) if (i % 8) // 4 == self.rank]
+        return DataLoader(Subset(images, mine), batch_size=4)
 
 
 def trainer(tmp_path, **arguments) -> Trainer:

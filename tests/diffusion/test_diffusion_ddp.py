@@ -6,9 +6,8 @@ import pytest
 import torch
 from fixed_objective import Fixed
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from ranks import run_ranks
-from tiny import TinyData, tiny_diffusion, trainer, weights
-from torch.utils.data import DataLoader, Subset
+from ranks import assert_two_equal_one, run_ranks
+from tiny import Joined, TinyData, tiny_diffusion, trainer, weights
 
 from lightning_gen.diffusion import DiscreteVP, Importance, Uniform
 from lightning_gen.diffusion.module import Diffusion
@@ -18,21 +17,6 @@ CASES = {
     "accumulation": {"accumulate": 2, "gradient_clip_val": 0.05},
     "learned variance": {"path": DiscreteVP(10), "net": {"learned_variance": True}},
 }
-
-
-class Joined(TinyData):
-    """Batches of 8 for one process; each of two gets its half of every one."""
-
-    def __init__(self, rank=None):
-        super().__init__(n=128, batch_size=8)
-        self.rank = rank
-
-    def train_dataloader(self):
-        images = self.split("train")
-        if self.rank is None:
-            return DataLoader(images, batch_size=8)
-        mine = [i for i in range(len(images)) if (i % 8) // 4 == self.rank]
-        return DataLoader(Subset(images, mine), batch_size=4)
 
 
 class Watched(Diffusion):
@@ -52,7 +36,7 @@ def train(name, folder, rank=None):
     settings = {"max_steps": 6, "max_epochs": -1, "precision": "64-true", "use_distributed_sampler": False}
     if rank is not None:
         settings |= {"devices": 2, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
-    trainer(folder, **settings).fit(module, datamodule=Joined(rank))
+    trainer(folder, **settings).fit(module, datamodule=Joined(rank=rank))
     return module
 
 
@@ -83,12 +67,7 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one(folder, name):
-    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)[name] for rank in (0, 1))
-    alone = weights(train(name, folder))
-    assert first.keys() == alone.keys()
-    for key, value in alone.items():
-        assert torch.equal(first[key], second[key])
-        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12)
+    assert_two_equal_one(folder, name, weights(train(name, folder)))
 
 
 @pytest.mark.slow

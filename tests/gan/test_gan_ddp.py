@@ -6,9 +6,8 @@ import pytest
 import torch
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from noiseless import FixedNoise, FixedWGANGP
-from ranks import run_ranks
-from tiny import TinyData, tiny_gan, trainer, weights
-from torch.utils.data import DataLoader, Subset
+from ranks import assert_two_equal_one, run_ranks
+from tiny import Joined, TinyData, tiny_gan, trainer, weights
 
 from lightning_gen.callbacks import Fidelity, SampleGrid
 from lightning_gen.callbacks.fidelity import measure
@@ -22,21 +21,6 @@ CASES = {
     "pairs": {"loss": "relativistic_pairing"},
     "classes and averages": {"num_classes": 4, "ema_half_lives": [100]},
 }
-
-
-class Joined(TinyData):
-    """Batches of 8 for one process; each of two gets its half of every one."""
-
-    def __init__(self, num_classes=None, rank=None):
-        super().__init__(n=128, batch_size=8, num_classes=num_classes)
-        self.rank = rank
-
-    def train_dataloader(self):
-        images = self.split("train")
-        if self.rank is None:
-            return DataLoader(images, batch_size=8)
-        mine = [i for i in range(len(images)) if (i % 8) // 4 == self.rank]
-        return DataLoader(Subset(images, mine), batch_size=4)
 
 
 class DrawnNoise(GAN):
@@ -90,12 +74,7 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one(folder, name):
-    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)[name] for rank in (0, 1))
-    alone = weights(train(name, folder))
-    assert first.keys() == alone.keys()
-    for key, value in alone.items():
-        assert torch.equal(first[key], second[key])
-        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12)
+    assert_two_equal_one(folder, name, weights(train(name, folder)))
 
 
 @pytest.mark.slow
