@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
-from lightning.pytorch.plugins import Precision
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -133,7 +134,13 @@ class Stepping:
 
     def clip(self, optimizer: Optimizer) -> None:
         """Clip what the module's `on_before_optimizer_step` is given: gradients that are unscaled by then."""
-        if self.clip_val is not None:
+        if self.clip_val is None:
+            return
+        plugin = self.module.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # bfloat16 scales nothing; Lightning refuses all fused optimizers here, which unscale where there is a scale
+            Precision.clip_gradients(plugin, optimizer, self.clip_val, GradClipAlgorithmType(self.clip_algorithm))
+        else:
             self.module.clip_gradients(optimizer, self.clip_val, self.clip_algorithm)
 
     def _move(self, optimizer: LightningOptimizer, counted: bool) -> None:

@@ -12,13 +12,14 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from noiseless import FixedNoise
 from ranks import run_ranks
-from tiny import SHAPE, TinyData, same, tiny_gan, trainer, weights
+from tiny import SHAPE, TinyData, same, tiny_diffusion, tiny_gan, trainer, weights
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from lightning_gen.gan.losses import NonSaturating
 from lightning_gen.images import from_uint8
 from lightning_gen.module import GenerativeModule
+from lightning_gen.optimizers import DiffusionAdamW
 from lightning_gen.stepping import evaluating, frozen, tracking_layers, untracked_statistics
 
 
@@ -400,3 +401,16 @@ def test_processes_stay_together_where_a_micro_batch_is_left_out(tmp_path):
     assert steps == others_steps == steps_by_hand == 3
     torch.testing.assert_close(first["matrix"], byhand.matrix.detach(), rtol=0, atol=1e-13)
     assert torch.equal(first["unused"], torch.ones(3, dtype=torch.float64))
+
+
+def test_a_fused_optimizer_clips_under_bfloat16(tmp_path):
+    """Lightning refuses it, though nothing is scaled there: the same weights as without fusing, to float32 rounding."""
+    trained = []
+    for fused in (True, False):
+        module = tiny_diffusion(gradient_clip_val=0.01, optimizer=lambda p, f=fused: DiffusionAdamW(p, fused=f))
+        before = weights(module)
+        trainer(tmp_path, max_steps=2, max_epochs=-1, precision="bf16-mixed").fit(module, datamodule=TinyData())
+        trained.append(weights(module))
+    assert not torch.equal(trained[0]["net.inner.weight"], before["net.inner.weight"])
+    for key, value in trained[0].items():
+        torch.testing.assert_close(value, trained[1][key], rtol=0, atol=1e-6)

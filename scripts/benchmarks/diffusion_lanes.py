@@ -17,6 +17,7 @@ from lightning_gen.optimizers import DiffusionAdamW
 from lightning_gen.seeding import GeneratorStream
 
 ADAMW: dict[str, Any] = {"lr": 1e-4, "betas": (0.95, 0.999), "weight_decay": 1e-6}
+CLIP = 1.0
 
 
 class TickingDiffusion(Ticking, Diffusion):
@@ -35,21 +36,13 @@ def optimizer(parameters: Any) -> DiffusionAdamW:
     return DiffusionAdamW(parameters, **ADAMW)
 
 
-def clip_of(pair: Pair) -> float | None:
-    """Return the bound of the gradient's norm in all lanes: that of the example, where Lightning clips at all.
-
-    Under autocast it refuses to where the optimizer is fused.
-    """
-    return None if pair.variant.bf16 else 1.0
-
-
 def their_training(
     options: Options, pair: Pair, data: MemoryData, warmup: int, count: int, fused: bool | None
 ) -> Callable[[], Seconds]:
     """Make the lane of the step in diffusers' example, AdamW as torch has it by default or fused."""
     from diffusers import DDPMScheduler
 
-    scheduler, bound = DDPMScheduler(num_train_timesteps=STEPS), clip_of(pair)
+    scheduler = DDPMScheduler(num_train_timesteps=STEPS)
     images = data.split("train").images  # type: ignore[attr-defined]
 
     def measure() -> Seconds:
@@ -65,8 +58,7 @@ def their_training(
                 told = pair.ask_theirs(scheduler.add_noise(clean, noise, steps), steps)
             optimizer.zero_grad()
             F.mse_loss(told.float(), noise).backward()
-            if bound is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), bound)
+            nn.utils.clip_grad_norm_(network.parameters(), CLIP)
             optimizer.step()
 
         seconds = timed(step, count, warmup, options.device)()
@@ -80,7 +72,7 @@ def our_training(options: Options, pair: Pair, data: MemoryData, warmup: int, co
     """Make the lane of our module in `Trainer.fit`."""
 
     def module() -> TickingDiffusion:
-        return TickingDiffusion(pair.ours, path=DiscreteVP(), optimizer=optimizer, gradient_clip_val=clip_of(pair))
+        return TickingDiffusion(pair.ours, path=DiscreteVP(), optimizer=optimizer, gradient_clip_val=CLIP)
 
     precision = "bf16-mixed" if pair.variant.bf16 else "32-true"
     fit = fit_lane(options, module, data, warmup, count, precision)
