@@ -2,11 +2,14 @@
 
 from abc import ABC
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_gen.checkpoint_files import find_checkpoint
 from lightning_gen.diffusion.conditioners import Conditioner
 from lightning_gen.diffusion.conditions import condition_of_request
 from lightning_gen.diffusion.denoiser import PointDenoiser
@@ -108,8 +111,13 @@ class DenoisingSampler(GenerativeModule, ABC):
             watch: told of every step.
         """
         network = self.net_ema.pick(self.net, weights)
-        sampler = self._sampler(network, steps, solver, guidance, guide)
+        sampler = self._sampler(network, steps, solver, guidance)
         sampler.watch = watch
+        weak = network  # where there is no guide
+        if guide is not None:
+            other = _loaded(guide).to(self.device)
+            weak = other.net_ema.pick(other.net, None)
+            sampler.weak = other._estimate(weak)
         stream.dtype = torch.promote_types(stream.dtype, torch.float32)
         asked = condition_of_request(cond, self.net, self.class_prior, stream, n, self.device)
         if self.conditioner is not None:
@@ -117,7 +125,7 @@ class DenoisingSampler(GenerativeModule, ABC):
         elif picture is not None:
             raise ValueError("This model takes no picture beside the noise; to begin from one give it as image.")
         start = self._start(image, mask, strength, resample, n)
-        with evaluating(network):
+        with evaluating(network), evaluating(weak):
             return sampler(stream, self.sample_shape, asked, start).clamp(-1, 1)
 
     def _sampler(
@@ -126,22 +134,15 @@ class DenoisingSampler(GenerativeModule, ABC):
         steps: int | None,
         solver: str | None,
         guidance: float | None,
-        guide: "str | DenoisingSampler | None",
     ) -> Sampler:
         guided = self.guidance if guidance is None else self.guidance.with_scale(guidance)
         guided.check(self.net)
-        weak = None
-        if guide is not None:
-            other = _loaded(guide).to(self.device)
-            weak = other._estimate(other.net_ema.pick(other.net, None).eval())
         return Sampler(
             self._estimate(network),
-            self.path,
             self.solver if solver is None else choose("solver", solver, SOLVERS)(),
             self.grid.points(self.sampling_steps if steps is None else steps, self.path),
             guided,
-            weak,
-            self.threshold,
+            threshold=self.threshold,
         )
 
     def _estimate(self, network: nn.Module) -> PointDenoiser:
@@ -213,12 +214,19 @@ class DenoisingSampler(GenerativeModule, ABC):
         return bits_per_dim(nats, images[0].numel())
 
 
-def _loaded(guide: str | DenoisingSampler) -> DenoisingSampler:
+def _loaded(guide: "str | DenoisingSampler") -> DenoisingSampler:
     if isinstance(guide, DenoisingSampler):
         return guide
+    path = find_checkpoint(guide)
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read(path: FilePath, changed: int) -> DenoisingSampler:
+    """Load a model once, for it is asked for with every batch, and again where its file has changed."""
     from lightning_gen.checkpoints import load_module
 
-    other = load_module(guide)
+    other = load_module(path)
     if not isinstance(other, DenoisingSampler):
-        raise ValueError(f"The guide is a Diffusion; {guide} holds a {type(other).__name__}.")
+        raise ValueError(f"The guide is a Diffusion; {path} holds a {type(other).__name__}.")
     return other

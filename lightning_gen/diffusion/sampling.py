@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.diffusion.guidance import Estimate, Guidance
-from lightning_gen.diffusion.paths import Path
-from lightning_gen.diffusion.solvers.base import Point, Prediction, Solver
+from lightning_gen.diffusion.solvers.base import Denoise, Normal, Point, Prediction, Solver, integrate
 from lightning_gen.diffusion.thresholding import Threshold
 from lightning_gen.networks.denoiser import Condition
 from lightning_gen.seeding import RandomStream
@@ -70,7 +69,6 @@ class Sampler:
 
     Attributes:
         estimate: the network.
-        path: its path.
         solver: takes the steps.
         points: the grid.
         guidance: sharpens the estimates.
@@ -80,7 +78,6 @@ class Sampler:
     """
 
     estimate: Estimate
-    path: Path
     solver: Solver
     points: list[Point]
     guidance: Guidance
@@ -114,20 +111,16 @@ class Sampler:
             self._last = prediction.x0
             return prediction
 
-        first = self._first(start)
-        x = self._begin(normal(), self.points[first], start)
-        memory: dict[str, Any] = {}
-        for i in range(first, len(self.points) - 1):
-            repeats = start.resample if start is not None and start.mask is not None else 1
-            for repeat in range(repeats):
-                if repeat:
-                    x = renoise(x, normal(), self.points[i + 1], self.points[i])
-                    memory.clear()
-                x = self.solver.step(denoise, x, self.points, i, memory, normal)
-                x = self._keep(x, self.points[i + 1], start, normal)
+        def after(x: Tensor, number: int) -> Tensor:
             if self.watch is not None:
-                self.watch(i, self.points[i + 1], x, self._last)
-        return x
+                self.watch(number - 1, self.points[number], x, self._last)
+            return x
+
+        solver, first = self.solver, self._first(start)
+        if start is not None and start.mask is not None:
+            solver = Repainting(solver, start.image, start.mask, start.resample)
+        x = self._begin(normal(), self.points[first], start)
+        return integrate(solver, denoise, x, self.points, normal, after, first)
 
     def _first(self, start: Start | None) -> int:
         """Return the number of the point that sampling begins at."""
@@ -141,15 +134,42 @@ class Sampler:
             return noise * point.sigma
         return point.alpha * start.image.to(noise) + point.sigma * noise
 
-    def _keep(self, x: Tensor, point: Point, start: Start | None, normal: Callable[[], Tensor]) -> Tensor:
+
+class Repainting(Solver):
+    """The steps of another solver, known pixels put back after each, every step taken several times.
+
+    Args:
+        solver: takes the steps.
+        image: the picture, `(n, C, H, W)`.
+        mask: which pixels are known, `(n, 1, H, W)`.
+        resample: times that each step is taken.
+    """
+
+    def __init__(self, solver: Solver, image: Tensor, mask: Tensor, resample: int) -> None:
+        self.solver, self.image, self.mask, self.resample = solver, image, mask, resample
+
+    def step(
+        self, denoise: Denoise, x: Tensor, points: Sequence[Point], i: int, memory: dict[str, Any], normal: Normal
+    ) -> Tensor:
+        """Go to the next point, back, and to it again."""
+        for repeat in range(self.resample):
+            if repeat:
+                x = renoise(x, normal(), points[i + 1], points[i])
+                memory.clear()
+            x = self._keep(self.solver.step(denoise, x, points, i, memory, normal), points[i + 1], normal)
+        return x
+
+    def evaluations(self, steps: int, points: Sequence[Point] | None = None) -> int:
+        """Return how often the network is asked."""
+        return self.resample * self.solver.evaluations(steps, points)
+
+    def _keep(self, x: Tensor, point: Point, normal: Normal) -> Tensor:
         """Put the known pixels back, with the noise of the point."""
-        if start is None or start.mask is None:
-            return x
-        known = point.alpha * start.image.to(x)
+        known = point.alpha * self.image.to(x)
         if point.sigma:
             known = known + point.sigma * normal()
         # lerp gives either end without rounding
-        return torch.lerp(x, known, start.mask.to(x))
+        return torch.lerp(x, known, self.mask.to(x))
 
 
 def renoise(x: Tensor, noise: Tensor, here: Point, there: Point) -> Tensor:

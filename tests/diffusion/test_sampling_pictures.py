@@ -52,7 +52,7 @@ def sampler(path=None, parameterization=None, **arguments):
     path = path or RectifiedFlow()
     net = AffineDenoiser(SHAPE).double().requires_grad_(False)
     estimate = PointDenoiser(net, path, parameterization or Velocity())
-    return Sampler(estimate, path, Spy(), Trailing().points(STEPS, path), ClassifierFree(), **arguments)
+    return Sampler(estimate, Spy(), Trailing().points(STEPS, path), ClassifierFree(), **arguments)
 
 
 def picture(n=3):

@@ -125,16 +125,18 @@ def integrate(
     points: Sequence[Point],
     normal: Normal,
     after: Callable[[Tensor, int], Tensor] | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Go through a grid.
 
     Args:
         solver: what takes the steps.
         denoise: the estimate of the image.
-        x: the state at points[0], `(B, ...)`.
+        x: the state at points[first], `(B, ...)`.
         points: the grid.
         normal: draws noise of the shape of x.
         after: called with the state and the number of the point reached, may change the state.
+        first: number of the point to begin at.
 
     Returns:
         The state at the last point.
@@ -142,7 +144,7 @@ def integrate(
     if x.dtype in (torch.bfloat16, torch.float16):
         x = x.float()
     memory: dict[str, Any] = {}
-    for i in range(len(points) - 1):
+    for i in range(first, len(points) - 1):
         x = solver.step(denoise, x, points, i, memory, normal)
         if after is not None:
             x = after(x, i + 1)
