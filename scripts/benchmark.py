@@ -41,6 +41,8 @@ ROWS = {
     "diffusion_ddim_bf16": "diffusion",
     "diffusion_ddim_compiled": "diffusion",
     "diffusion_ddim_bf16_compiled": "diffusion",
+    "diffusion_conv": "diffusion_changes",
+    "diffusion_changes": "diffusion_changes",
     "diffusion_growth": "diffusion_own",
     "diffusion_parts": "diffusion_own",
 }

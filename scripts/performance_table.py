@@ -46,7 +46,7 @@ def rendered(page: str, rows: list[dict[str, Any]]) -> str:
 
 def surroundings(rows: list[dict[str, Any]]) -> str:
     """Say what the rows were measured on; they may come from several runs."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, float]] = {}
     for row in rows:
         env = row["environment"]
         text = (
@@ -56,9 +56,11 @@ def surroundings(rows: list[dict[str, Any]]) -> str:
         text += "".join(
             f", {peer} {env[peer]}" for peer in ("torchmetrics", "torch-fidelity", "diffusers", "scipy") if peer in env
         )
-        found.setdefault(text, []).append(f"{row['name']} {env['load'][0]:g}")
+        loads, name = found.setdefault(text, {}), row["name"].split("/")[0]
+        loads[name] = max(env["load"][0], loads.get(name, 0.0))
     return "\n\n".join(
-        f"Measured on: {text}. Load of the machine: {'; '.join(names)}." for text, names in found.items()
+        f"Measured on: {text}. Load of the machine: {'; '.join(f'{name} {load:g}' for name, load in loads.items())}."
+        for text, loads in found.items()
     )
 
 

@@ -45,6 +45,17 @@ def check_measured(report):
         ("data", ["data/digits 8x8", "data/memory 3x32x32"]),
         ("diffusion_growth", ["diffusion_growth/resolution", "diffusion_growth/batch", "diffusion_growth/steps"]),
         ("diffusion_parts", ["diffusion_parts"]),
+        ("diffusion_conv", ["diffusion_conv/256 to 128 channels, 32 px"]),
+        (
+            "diffusion_changes",
+            [
+                "diffusion_changes/modulations of all blocks",
+                "diffusion_changes/queries, keys and values",
+                "diffusion_changes/doubling convolution",
+                "diffusion_changes/normalization and SiLU",
+                "diffusion_changes/AdamW",
+            ],
+        ),
     ],
 )
 def test_every_row_runs_and_measures_every_lane_in_every_repeat(row, cases, tmp_path):

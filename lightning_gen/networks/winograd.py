@@ -174,15 +174,17 @@ def _direct(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
 
 
-class _Winograd(torch.autograd.Function):
+class Winograd(torch.autograd.Function):
     """The convolution with its gradients; higher derivatives, forward mode and vmap go the direct way."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve `(B, C, H, W)` with `(O, C, 3, 3)`."""
         return _convolved(x, _transformed_filter(weight).transpose(1, 2), bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep what the gradients need."""
         x, weight, bias = inputs
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
@@ -190,6 +192,7 @@ class _Winograd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+        """Return the gradients of image, weight and bias."""
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         d_bias = grad.sum(dim=(0, 2, 3)) if wants_bias and ctx.biased else None
@@ -202,6 +205,7 @@ class _Winograd(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, d_x: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        """Return the derivative along a direction."""
         x, weight = ctx.saved_tensors
         parts = []
         if d_x is not None:
@@ -213,6 +217,7 @@ class _Winograd(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """Convolve one more dimension of a batch."""
         return torch.vmap(_direct, in_dims=in_dims)(*inputs), 0
 
 
@@ -233,7 +238,7 @@ class Conv3x3(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Map `(B, inputs, H, W)` to `(B, outputs, H, W)`."""
         if _worthwhile(input, self.weight):
-            convolved: Tensor = _Winograd.apply(input, self.weight, self.bias)
+            convolved: Tensor = Winograd.apply(input, self.weight, self.bias)
             return convolved
         return super().forward(input)
 

@@ -87,8 +87,8 @@ def test_derivatives_of_every_kind():
     x = channels_last(1, 2, 6, 6).requires_grad_()
     weight, bias = torch.randn(2, 2, 3, 3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
     given = (x, weight.requires_grad_(), bias.requires_grad_())
-    assert torch.autograd.gradcheck(winograd._Winograd.apply, given, check_forward_ad=True, fast_mode=True)
-    assert torch.autograd.gradgradcheck(winograd._Winograd.apply, given, fast_mode=True)
+    assert torch.autograd.gradcheck(winograd.Winograd.apply, given, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(winograd.Winograd.apply, given, fast_mode=True)
 
 
 def test_inside_function_transforms():
