@@ -19,6 +19,18 @@ class RunError(Exception):
     """The run cannot go on for a reason that the message explains."""
 
 
+class StoppedBySignal(SystemExit):
+    """The run was told to stop by a signal, has saved, and is to be continued.
+
+    Args:
+        number: of the signal; the process ends with 128 more, as a shell would report it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + int(number))
+        self.number = int(number)
+
+
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     """Return up to `n` of the allowed names that a person who typed `name` may have meant, best first."""
     allowed = list(dict.fromkeys(allowed))

@@ -1,4 +1,9 @@
-"""The table of a run: `metrics.csv`, one row a logged step, kept whole over any number of resumptions."""
+"""The table of a run: `metrics.csv`, one row a logged step, kept whole over any number of resumptions.
+
+A checkpoint made after iteration k holds the rows of that iteration, logged before or after the checkpoint was written.
+A run that continues from it drops all that was logged from this iteration on, puts those rows back, and logs the rest
+anew: whenever a run is killed, no row is missing and none is there twice.
+"""
 
 import csv
 import time
@@ -8,13 +13,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
 from lightning_gen.files import written_whole
+from lightning_gen.place import at_end_of_batch
 
 Row = dict[str, str]
+Logged = dict[str, float]
+"""Values of one row, "step" among them."""
 
 
 class RunCSVLogger(Logger):
@@ -30,15 +39,23 @@ class RunCSVLogger(Logger):
         first_step: the iteration at which this run takes up: rows of later steps are dropped. None drops
             those from the first logged step on.
         flush_seconds: rows are on the disk at most so long after they are logged, and by each checkpoint.
+        rows: those of the iteration before `first_step`, as the checkpoint holds them; what the file has of
+            that iteration is dropped. None keeps it.
     """
 
-    def __init__(self, folder: str | Path, first_step: int | None = None, flush_seconds: float = 2.0) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        first_step: int | None = None,
+        flush_seconds: float = 2.0,
+        rows: list[Logged] | None = None,
+    ) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        self.first_step, self.flush_seconds = first_step, flush_seconds
+        self.first_step, self.flush_seconds, self.rows = first_step, flush_seconds, rows
+        self.recent: list[Logged] = list(rows or [])  # of the step logged last
         self._columns: list[str] = ["step"]
         self._waiting: list[Row] = []
-        self._old: list[Row] = []  # rows of the step at which the run takes up, which may come again
         self._file: TextIO | None = None
         self._opened, self._flushed = False, 0.0
 
@@ -83,9 +100,8 @@ class RunCSVLogger(Logger):
         step = int(step or 0)
         if not self._opened:
             self._open(step if self.first_step is None else self.first_step)
+        self.recent = [logged for logged in self.recent if logged["step"] == step] + [{"step": step, **values}]
         row = {"step": str(step), **{name: _written(value) for name, value in values.items()}}
-        if self._old:
-            self._replace(row)
         self._waiting.append(row)
         new = [name for name in row if name not in self._columns]
         if new:
@@ -120,12 +136,13 @@ class RunCSVLogger(Logger):
             self._file = None
 
     def _open(self, first_step: int) -> None:
-        rows = self._read()
-        kept = [row for row in rows if int(row["step"]) <= first_step]
-        # a validation after the last iteration has the step of the iteration that comes next
-        self._old = [row for row in kept if int(row["step"]) == first_step]
+        rows = [row for row in self._read() if int(row["step"]) < first_step]
+        if self.rows is not None:
+            rows = [row for row in rows if int(row["step"]) < first_step - 1]
+            rows += [{name: _written(value) for name, value in logged.items()} for logged in self.rows]
+            self._columns = list(dict.fromkeys([*self._columns, *(name for row in rows for name in row)]))
         self._opened = True
-        self._rewrite(kept)
+        self._rewrite(rows)
 
     def _read(self) -> list[Row]:
         """Read what stands in the file; a line that was cut short by a kill is left out."""
@@ -135,15 +152,6 @@ class RunCSVLogger(Logger):
             reader = csv.DictReader(file, restkey="")
             self._columns = ["step", *(name for name in reader.fieldnames or [] if name != "step")]
             return [row for row in reader if row.get("step", "").isdigit() and None not in row.values()]
-
-    def _replace(self, row: Row) -> None:
-        """Drop the old row of the same step whose values this one brings again."""
-        again = [old for old in self._old if old["step"] == row["step"] and _shares(old, row)]
-        if again:
-            self._old = [old for old in self._old if old not in again]
-            self._rewrite([old for old in self._read() if old not in again])
-        elif int(row["step"]) > int(self._old[0]["step"]):
-            self._old = []
 
     def _rewrite(self, rows: list[Row] | None = None) -> None:
         """Write the file anew: with other rows, or with more columns."""
@@ -160,8 +168,19 @@ class RunCSVLogger(Logger):
         self.save()
 
 
-def _shares(old: Row, new: Row) -> bool:
-    return any(old.get(name) for name in new if name not in ("step", "epoch"))
+def recent_rows(trainer: Trainer) -> list[Logged] | None:
+    """Return what was, or is about to be, logged of the iteration last trained on; None where no table is kept."""
+    logger = next((one for one in trainer.loggers if isinstance(one, RunCSVLogger)), None)
+    if logger is None:
+        return None
+    step = trainer.global_step - 1
+    rows = [dict(logged) for logged in logger.recent if logged["step"] == step]
+    connector = trainer._logger_connector
+    if at_end_of_batch(trainer) and connector.should_update_logs:
+        values = {name: float(value) for name, value in connector.metrics["log"].items()}
+        if values:
+            rows.append({"step": step, **values, "epoch": trainer.current_epoch})
+    return rows
 
 
 def _written(value: float) -> str:

@@ -18,9 +18,12 @@ from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gen import __version__
+from lightning_gen import __version__, epoch_means
 from lightning_gen.images import from_uint8
+from lightning_gen.loggers import recent_rows
+from lightning_gen.nonfinite import NonFinitePolicy
 from lightning_gen.overhead import NoProfiler, drop_stale_scalars
+from lightning_gen.place import end_epoch_if_done, settle, within_epoch
 from lightning_gen.quiet import quiet_lightning
 from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams, mix, seed_device
 from lightning_gen.stepping import ClipAlgorithm, Stepping
@@ -44,6 +47,7 @@ class GenerativeModule(LightningModule, ABC):
         accumulate: micro-batches in an optimizer step.
         gradient_clip_val: bound of the gradient; None clips nothing.
         gradient_clip_algorithm: "norm" or "value".
+        on_nonfinite: "stop" at a gradient that is NaN or infinite, or "skip" its step and count it.
         images_seen: samples trained on so far, over all processes.
     """
 
@@ -51,13 +55,16 @@ class GenerativeModule(LightningModule, ABC):
     accumulate: int = 1
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: ClipAlgorithm = "norm"
+    on_nonfinite: NonFinitePolicy = "stop"
     images_seen: int = 0
     steps: Stepping
+    _held_out: int = 0
     _iterations: int = 0
     _seconds: float = 0.0
     _started: float | None = None
     _seed: int | None = None
     _scalers: dict[int, Any] | None = None
+    _epoch_means: list[epoch_means.Gathered] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the signature of `training_step`, which Lightning reads before every batch."""
@@ -169,6 +176,11 @@ class GenerativeModule(LightningModule, ABC):
         return self.trainer.fit_loop.epoch_loop.total_batch_idx
 
     @property
+    def between_iterations(self) -> bool:
+        """Whether the batch just trained on was the last one of its iteration: no gradient waits for another."""
+        return (self.batch_number + 1) % self.batches_per_iteration == 0
+
+    @property
     def iterations(self) -> int:
         """Iterations this module was trained for, in this run and in the one it was loaded from."""
         running = self._trainer.global_step if self._trainer is not None else 0
@@ -204,6 +216,28 @@ class GenerativeModule(LightningModule, ABC):
         samples *= self.trainer.world_size
         self.images_seen += samples
         return samples
+
+    def held_out_stream(self, n: int, dtype: torch.dtype) -> SampleStreams:
+        """Return what the next images of a validation or a test draw from: always the same for the same image.
+
+        On several processes, each takes every so many-th image, as the data modules here share them out.
+
+        Args:
+            n: images of the batch on this process; they are counted.
+            dtype: of the numbers.
+        """
+        world = self.trainer.world_size
+        first, self._held_out = self._held_out, self._held_out + n
+        indices = [self.global_rank + world * index for index in range(first, first + n)]
+        return SampleStreams(0, indices, n, self.device, dtype)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count the held-out images."""
+        self._held_out = 0
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to count the held-out images."""
+        self._held_out = 0
 
     def check_data(self, datamodule: Any) -> None:
         """Refuse data of another shape, or of more classes, than this model makes.
@@ -244,10 +278,19 @@ class GenerativeModule(LightningModule, ABC):
         trainer: Any = self.trainer
         if type(trainer.profiler) is PassThroughProfiler:
             trainer.profiler = NoProfiler()
-        self.steps = Stepping(self, self.accumulate, self.gradient_clip_val, self.gradient_clip_algorithm)
+        self.steps = Stepping(
+            self, self.accumulate, self.gradient_clip_val, self.gradient_clip_algorithm, self.on_nonfinite
+        )
         if self._scalers is not None:
             self.steps.load_state_dict(self._scalers)
             self._scalers = None
+
+    def on_train_start(self) -> None:
+        """Go on in the epoch that a checkpoint was saved in, with its means."""
+        end_epoch_if_done(self.trainer)
+        if self._epoch_means is not None:
+            epoch_means.put_back(self.trainer, self._epoch_means)
+            self._epoch_means = None
 
     def on_fit_end(self) -> None:
         """Stop the clock."""
@@ -294,6 +337,8 @@ class GenerativeModule(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a resumed run has to know."""
         steps = getattr(self, "steps", None)
+        if steps is not None:
+            steps.gradients.settle()
         checkpoint["lightning_gen"] = {
             "version": __version__,
             "seed": self.seed,
@@ -301,6 +346,10 @@ class GenerativeModule(LightningModule, ABC):
             "training_seconds": self.training_seconds,
             "scalers": steps.state_dict() if steps is not None else {},
         }
+        if self._trainer is not None:
+            settle(checkpoint, self.trainer)
+            means = epoch_means.gathered(self.trainer) if within_epoch(self.trainer) else None
+            checkpoint["lightning_gen"] |= {"epoch_means": means, "rows": recent_rows(self.trainer)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what `on_save_checkpoint` kept."""
@@ -310,6 +359,7 @@ class GenerativeModule(LightningModule, ABC):
         self.images_seen = kept.get("images_seen", 0)
         self._seconds = kept.get("training_seconds", 0.0)
         self._scalers = kept.get("scalers")
+        self._epoch_means = kept.get("epoch_means")
 
 
 def optimizer_with_schedule(

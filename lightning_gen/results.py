@@ -50,12 +50,16 @@ def write_results(path: Path, scores: Iterable[Score], context: dict[str, Any]) 
 
 
 def _commit() -> str | None:
-    """Commit of the source tree this package is run from, if it is run from one."""
+    """Commit of the source tree this package is run from, if it is run from one; "+" where the package differs."""
     folder = Path(__file__).parent
     try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
+        found = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--", ".")
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() if (folder.parent / ".git").exists() else None
+    return found + "+" * bool(changed) if (folder.parent / ".git").exists() else None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

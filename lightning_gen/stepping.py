@@ -8,6 +8,7 @@ training. All of that is put right here:
 * gradients are clipped after they are unscaled, where float16 training scales them;
 * each optimizer has a gradient scaler of its own: one scaler would change the scale of one loss by the
   overflow of another, and between the backward passes that are being accumulated;
+* a gradient that is NaN or infinite moves nothing: it ends the run, or is left out and counted;
 * one optimizer a module is counted: `max_steps`, checkpoints, schedules and the loggers' x axis count
   its steps, which are the iterations of training.
 """
@@ -28,6 +29,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lightning_gen.nonfinite import FiniteGradients, NonFinitePolicy
+
 if TYPE_CHECKING:
     from lightning_gen.module import GenerativeModule
 
@@ -42,6 +45,7 @@ class Stepping:
         accumulate: micro-batches in an optimizer step.
         clip_val: bound of the gradient's norm, or of each entry; None clips nothing.
         clip_algorithm: "norm" bounds the norm over all parameters of the optimizer, "value" each entry.
+        on_nonfinite: what to do at a gradient that is NaN or infinite.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Stepping:
         accumulate: int = 1,
         clip_val: float | None = None,
         clip_algorithm: ClipAlgorithm = "norm",
+        on_nonfinite: NonFinitePolicy = "stop",
     ) -> None:
         if accumulate < 1:
             raise ValueError(f"accumulate is the number of micro-batches in a step, 1 or more; given was {accumulate}.")
@@ -57,6 +62,7 @@ class Stepping:
             raise ValueError(f"gradient_clip_val is above 0, or null for no clipping; given was {clip_val}.")
         self.module, self.accumulate = module, accumulate
         self.clip_val, self.clip_algorithm = clip_val, clip_algorithm
+        self.gradients = FiniteGradients(on_nonfinite)
         self._optimizers = _as_list(module.optimizers())
         self._schedulers = _as_list(module.lr_schedulers())
         self._direct = _nothing_in_between(module)
@@ -83,14 +89,10 @@ class Stepping:
             loss = loss / self.accumulate
         if self._direct:
             loss.backward()  # type: ignore[no-untyped-call]
-            if last:
-                self._move(optimizer, counted)
-            return last
+            return last and self._move(optimizer, counted)
         with self._scaler_of(index), nullcontext() if last else self._no_sync():
             self.module.manual_backward(loss)
-            if last:
-                self._move(optimizer, counted)
-        return last
+            return last and self._move(optimizer, counted)
 
     def skip(self, index: int = 0, *, micro: int = 0, counted: bool = True) -> bool:
         """Leave one micro-batch out: its gradient is 0, and a step in which all were left out is not taken.
@@ -114,8 +116,8 @@ class Stepping:
         if moves:
             self._exchange(optimizer)
             with self._scaler_of(index):
-                self._move(optimizer, counted)
-        return moves
+                return self._move(optimizer, counted)
+        return False
 
     def _exchange(self, optimizer: LightningOptimizer) -> None:
         """Average over processes what `_no_sync` kept back: the pass that would have done so was left out."""
@@ -143,7 +145,24 @@ class Stepping:
         else:
             self.module.clip_gradients(optimizer, self.clip_val, self.clip_algorithm)
 
-    def _move(self, optimizer: LightningOptimizer, counted: bool) -> None:
+    def _finite(self, optimizer: LightningOptimizer) -> bool:
+        """Tell whether a step may be taken; where gradients are scaled, the scaler does."""
+        if getattr(self.module.trainer.precision_plugin, "scaler", None) is not None:
+            return True
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return self.gradients.accepts(gradients, lambda: self._where(optimizer))
+
+    def _where(self, optimizer: LightningOptimizer) -> str:
+        """Say whose step of which iteration it is, and the place of its last batch in the data."""
+        number = [one.optimizer for one in self._optimizers].index(optimizer.optimizer)
+        which = "" if len(self._optimizers) == 1 else f"for optimizer {number} "
+        loop: Any = self.module.trainer.fit_loop
+        batch, epoch = loop.epoch_loop.batch_idx, loop.epoch_progress.current.processed
+        return f"iteration {self.module.iterations} {which}(batch {batch} of epoch {epoch})"
+
+    def _move(self, optimizer: LightningOptimizer, counted: bool) -> bool:
+        if not self._finite(optimizer):
+            return False
         if not counted:
             # Lightning sets these anew for every batch, so nothing has to be put back
             optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
@@ -157,6 +176,7 @@ class Stepping:
         if counted:
             for scheduler in self._schedulers:
                 scheduler.step()
+        return True
 
     def _no_sync(self) -> AbstractContextManager[None]:
         """Processes exchange gradients once a step, not once a micro-batch."""

@@ -1,9 +1,19 @@
 """What happens during a run besides training: pictures and scores."""
 
 from lightning_gen.callbacks.ema_snapshots import EMASnapshots
+from lightning_gen.callbacks.failures import ShareFailure
 from lightning_gen.callbacks.fidelity import Fidelity
 from lightning_gen.callbacks.last_checkpoint import LastCheckpoint
 from lightning_gen.callbacks.progress import IterationBar
 from lightning_gen.callbacks.sample_grid import SampleGrid
+from lightning_gen.callbacks.stopping import SaveWhenStopped
 
-__all__ = ["EMASnapshots", "Fidelity", "IterationBar", "LastCheckpoint", "SampleGrid"]
+__all__ = [
+    "EMASnapshots",
+    "Fidelity",
+    "IterationBar",
+    "LastCheckpoint",
+    "SampleGrid",
+    "SaveWhenStopped",
+    "ShareFailure",
+]

@@ -14,7 +14,7 @@ from pathlib import Path
 from lightning_gen import __version__
 from lightning_gen.cli import pages
 from lightning_gen.cli.failures import FAILED, INTERRUPTED, TERMINATED, USAGE, UsageError, explain
-from lightning_gen.errors import did_you_mean
+from lightning_gen.errors import StoppedBySignal, did_you_mean
 
 __all__ = ["main"]
 
@@ -125,6 +125,8 @@ def _list(args: list[str]) -> int:
 
 
 def _exit_code(command: str, stop: SystemExit) -> int:
+    if isinstance(stop, StoppedBySignal):
+        return _stopped(command, f"stopped by {signal.Signals(stop.number).name}", int(stop.number) + 128)
     if type(stop).__name__ == "SIGTERMException" or stop.code == TERMINATED:
         return _stopped(command, "terminated", TERMINATED)
     if isinstance(stop.__context__, KeyboardInterrupt):

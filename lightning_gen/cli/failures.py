@@ -31,7 +31,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         from lightning_gen.cli.naming import explain_parsing
 
         return explain_parsing(error), USAGE
-    for explanation in (_ours, _memory, _peer, _files, _extra):
+    for explanation in (_peer, _ours, _memory, _files, _extra):
         text = explanation(error)
         if text is not None:
             return text, FAILED
@@ -63,6 +63,9 @@ def _memory(error: BaseException) -> str | None:
 
 
 def _peer(error: BaseException) -> str | None:
+    told = getattr(error, "other_process", None)
+    if told is not None:
+        return f"{told}. The other processes have been stopped; checkpoints are as they were before."
     if isinstance(error, RuntimeError) and "closed by peer" in str(error):
         return "another process of this run has ended, and this one cannot go on without it; that one says why."
     return None

@@ -17,6 +17,7 @@ from lightning_gen.cli.arguments import chosen_classes, each_option, nested_null
 from lightning_gen.cli.failures import UsageError, causes, explain, raised_here, raised_in
 from lightning_gen.cli.folder import RunFolder, as_config, differences, dump, epochs_done, flatten, refuse
 from lightning_gen.cli.trainer_parts import SaveRunConfig, check_trainer, trainer_arguments
+from lightning_gen.loggers import Logged
 from lightning_gen.module import GenerativeModule
 
 SECTIONS = ("model", "data")
@@ -178,6 +179,14 @@ class GenerativeCLI(LightningCLI):
                 return f"stopped early, {callback.monitor} having been no better for {state['patience']} checks"
         return None
 
+    def _rows(self) -> list[Logged] | None:
+        """Return the rows of the table that the checkpoint of this run holds."""
+        content, path = getattr(self, "checkpoint", None), self.settings.ckpt_path
+        if content is None or not self.folder.holds(Path(path)):
+            return None
+        rows: list[Logged] | None = (content.get("lightning_gen") or {}).get("rows")
+        return rows
+
     def fit(self, **kwargs: Any) -> None:
         """Train, unless the run is finished."""
         folder = self.folder.path
@@ -271,7 +280,7 @@ class GenerativeCLI(LightningCLI):
         """Add what every run has."""
         given = self._get(self.config_init, "trainer", default={})
         check_trainer(given)
-        added = trainer_arguments(given, self.command, self.folder.path, self.first_step)
+        added = trainer_arguments(given, self.command, self.folder.path, self.first_step, self._rows())
         try:
             return super().instantiate_trainer(**added, **kwargs)
         except (ValueError, TypeError) as error:

@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
-from lightning_gen.callbacks import IterationBar
+from lightning_gen.callbacks import IterationBar, LastCheckpoint, SaveWhenStopped, ShareFailure
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.cli.folder import dump
-from lightning_gen.cli.stopping import SaveWhenStopped
 from lightning_gen.files import written_whole
-from lightning_gen.loggers import RunCSVLogger
+from lightning_gen.loggers import Logged, RunCSVLogger
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -48,7 +48,9 @@ def check_trainer(given: Any) -> None:
             )
 
 
-def trainer_arguments(given: Any, command: str, folder: Path, first_step: int) -> dict[str, Any]:
+def trainer_arguments(
+    given: Any, command: str, folder: Path, first_step: int, rows: list[Logged] | None = None
+) -> dict[str, Any]:
     """Complete the trainer's callbacks, plugins and loggers.
 
     Args:
@@ -56,31 +58,35 @@ def trainer_arguments(given: Any, command: str, folder: Path, first_step: int) -
         command: fit, validate, test or predict.
         folder: the run folder.
         first_step: iteration at which training takes up.
+        rows: what the checkpoint has of the table's rows of the iteration before.
     """
     callbacks, plugins = _as_list(given.get("callbacks")), _as_list(given.get("plugins"))
     if not _any(plugins, CheckpointIO) and _takes_io(given.get("strategy")):
         plugins.append(AtomicCheckpointIO())
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect() and not _any(plugins, ClusterEnvironment):
+        # its way to requeue saves in a signal handler, where another process may be in the middle of a step
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     if given.get("fast_dev_run"):
         # a trial leaves nothing behind; Lightning would write last.ckpt, and the real run go on from it
         callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     callbacks += _missing_callbacks(given, callbacks, command, folder)
-    loggers = _loggers(given, command, folder, first_step)
+    loggers = _loggers(given, command, folder, first_step, rows)
     return {"callbacks": callbacks, "plugins": plugins, "logger": loggers}
 
 
 def _missing_callbacks(given: Any, callbacks: list[Callback], command: str, folder: Path) -> list[Callback]:
-    missing: list[Callback] = []
+    missing: list[Callback] = [] if _any(callbacks, ShareFailure) else [ShareFailure()]
     if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
         missing.append(IterationBar() if command == "fit" else TQDMProgressBar())
     if given.get("enable_checkpointing") is not False and not given.get("fast_dev_run"):
         if command == "fit":
-            missing.append(SaveWhenStopped(folder))
+            missing.append(SaveWhenStopped(str(folder / "checkpoints")))
         if not _any(callbacks, Checkpoint):
-            missing.append(ModelCheckpoint(save_last=True))
+            missing.append(LastCheckpoint())
     return missing
 
 
-def _loggers(given: Any, command: str, folder: Path, first_step: int) -> list[Logger] | bool:
+def _loggers(given: Any, command: str, folder: Path, first_step: int, rows: list[Logged] | None) -> list[Logger] | bool:
     logger = given.get("logger")
     if given.get("fast_dev_run"):
         return False
@@ -89,14 +95,20 @@ def _loggers(given: Any, command: str, folder: Path, first_step: int) -> list[Lo
         # scores of a finished run are no rows of its training
         return loggers or False
     if logger in (None, True):
-        # `purge_step`: what comes again is not shown twice
-        purge = first_step or None
-        loggers.append(
-            TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=purge)
-        )
+        loggers.append(_tensorboard(folder, first_step, rows))
     if not _any(loggers, RunCSVLogger):
-        loggers.insert(0, RunCSVLogger(folder, first_step))
+        loggers.insert(0, RunCSVLogger(folder, first_step, rows=rows))
     return loggers
+
+
+def _tensorboard(folder: Path, first_step: int, rows: list[Logged] | None) -> TensorBoardLogger:
+    """Make the logger; what is logged again, or put back from the checkpoint, is not shown twice."""
+    purge = None if first_step == 0 else first_step if rows is None else first_step - 1
+    logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=purge)
+    for logged in rows or []:
+        values = {name: value for name, value in logged.items() if name != "step"}
+        logger.log_metrics(values, int(logged["step"]))
+    return logger
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -64,7 +65,7 @@ class ImageDataModule(LightningDataModule, ABC):
     over ranks must be weighted by the number of images.
 
     Args:
-        batch_size: images a batch and rank.
+        batch_size: images a batch, over all ranks: each takes its share, so that a run on more of them is the same.
         num_workers: processes that load; 0 loads in the training process, best for images in memory.
         flip: whether training images are mirrored left to right at random.
         seed: of the order, the flips and the splits that are drawn.
@@ -183,7 +184,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """Give full batches in the order of the epoch, each rank its share."""
         view = BatchView(self.split("train"), flip=self.flip, seed=self.seed)
         sampler = EpochSampler(view, **self._ranks(), seed=self.seed)
-        loader = self._loader(view, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
+        batch_size = self.rank_batch_size
+        loader = self._loader(view, sampler, batch_size, drop_last=len(sampler) >= batch_size)
         if self._resume_at is not None:
             loader.load_state_dict(self._resume_at)
             self._resume_at = None  # a later fit with this module begins anew
@@ -204,7 +206,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: Split) -> Loader:
         view, ranks = BatchView(self.split(split)), self._ranks()
-        batch_size = even_batch_size(len(view), ranks["num_replicas"], self.batch_size)
+        batch_size = even_batch_size(len(view), ranks["num_replicas"], self.rank_batch_size)
         return self._loader(view, RankSampler(view, **ranks), batch_size, drop_last=False)
 
     def _loader(self, view: BatchView, sampler: EpochSampler | RankSampler, batch_size: int, drop_last: bool) -> Loader:
@@ -218,6 +220,23 @@ class ImageDataModule(LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             collate_fn=as_fetched,
         )
+
+    @property
+    def rank_batch_size(self) -> int:
+        """Images of a batch that this rank takes.
+
+        Raises:
+            MisconfigurationException: where the batch does not divide among the ranks.
+        """
+        ranks = self._ranks()["num_replicas"]
+        if self.batch_size % ranks:
+            lower = self.batch_size - self.batch_size % ranks
+            choices = [str(size) for size in (lower, lower + ranks) if size]
+            raise MisconfigurationException(
+                f"A batch of batch_size={self.batch_size} images does not divide among {ranks} processes: give"
+                f" {' or '.join(choices)} (--data.batch_size)."
+            )
+        return self.batch_size // ranks
 
     def _ranks(self) -> dict[str, int]:
         """Return how many ranks share the images and which of them this is, as the strategy sees it."""

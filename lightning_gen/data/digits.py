@@ -20,7 +20,7 @@ class DigitsDataModule(ImageDataModule):
 
     Args:
         size: height and width; other than 8, images are resized by an antialiased bicubic filter.
-        batch_size: images a batch and rank.
+        batch_size: images a batch, over all ranks.
         num_workers: processes that load; the images are in memory, 0 is fastest.
         flip: whether training images are mirrored at random, which makes other signs of digits.
         seed: of the splits, the order and the flips.

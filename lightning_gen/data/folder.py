@@ -57,7 +57,7 @@ class ImageFolderDataModule(ImageDataModule):
         cache: "memory" decodes once and keeps the images; "none" decodes them each time; "auto" keeps
             them if they all take less than 1 GB.
         name: what protocols call the data; by default the name of the folder or archive.
-        batch_size: images a batch and rank.
+        batch_size: images a batch, over all ranks.
         num_workers: processes that load; of use with cache="none".
         flip: whether training images are mirrored at random.
         seed: of the order and the flips.

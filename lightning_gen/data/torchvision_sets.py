@@ -48,7 +48,7 @@ class TorchvisionDataModule(ImageDataModule):
         val_size: number of images taken from the training set for validation.
         size: height and width; other than the data set's own, images are resized by an antialiased
             bicubic filter.
-        batch_size: images a batch and rank.
+        batch_size: images a batch, over all ranks.
         num_workers: processes that load; the images are in memory, 0 is fastest.
         flip: whether training images are mirrored at random; by default as suits the data set.
         seed: of the validation split, the order and the flips.

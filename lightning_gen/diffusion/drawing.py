@@ -27,7 +27,7 @@ from lightning_gen.errors import choose
 from lightning_gen.labels import ClassPrior
 from lightning_gen.module import GenerativeModule
 from lightning_gen.networks.denoiser import DenoisingNetwork
-from lightning_gen.seeding import GeneratorStream, RandomStream
+from lightning_gen.seeding import RandomStream, SampleStreams
 from lightning_gen.stepping import evaluating
 
 
@@ -186,6 +186,7 @@ class DenoisingSampler(GenerativeModule, ABC):
         cond: int | Sequence[int] | Tensor | None = None,
         *,
         seed: int = 0,
+        offset: int | Sequence[int] = 0,
         steps: int | None = None,
         weights: str | None = None,
     ) -> Tensor:
@@ -194,13 +195,14 @@ class DenoisingSampler(GenerativeModule, ABC):
         Args:
             images: `(B, C, H, W)`, bytes / 127.5 - 1.
             cond: their classes.
-            seed: of the dequantisation and of the trace's probes.
+            seed: of the dequantisation and of the trace's probes; those of image i are a function of
+                (seed, offset + i) alone.
+            offset: index of the first image, or the index of every one.
             steps: of the probability-flow ODE; None for `likelihood_steps`, else 100.
             weights: as `sample` takes it.
         """
         network = self.net_ema.pick(self.net, weights)
-        generator = torch.Generator().manual_seed(seed)
-        stream = GeneratorStream(generator, len(images), self.device, images.dtype)
+        stream = SampleStreams(seed, offset, len(images), self.device, images.dtype)
         asked = condition_of_request(cond, self.net, self.class_prior, stream, len(images), self.device)
         estimate = self._estimate(network)
         with evaluating(network):

@@ -48,7 +48,7 @@ from lightning_gen.module import optimizer_with_schedule
 from lightning_gen.networks.denoiser import DenoisingNetwork
 from lightning_gen.nonfinite import NonFiniteLoss, NonFinitePolicy
 from lightning_gen.optimizers import DiffusionAdamW
-from lightning_gen.seeding import GeneratorStream, RandomStream, mix
+from lightning_gen.seeding import GeneratorStream, RandomStream
 from lightning_gen.stepping import ClipAlgorithm, evaluating
 
 
@@ -81,12 +81,12 @@ class Diffusion(DenoisingSampler):
         ema_half_lives: one average of the network each, in images; the first is what `sample` uses.
         ema_warmup: half-lives are shortened to this share of the images seen so far.
         ema_sigma_rels: relative widths of further averages with power-function profiles.
-        on_nonfinite: "stop" at a loss that is NaN or infinite, or "skip" the batch and count it.
+        on_nonfinite: "stop" at a loss or gradient that is NaN or infinite, or "skip" the batch and count it.
         compile_network: compile the network with torch.compile for training.
         likelihood_steps: steps of the likelihood in `test`, which logs bits per dimension; 0 leaves it out.
 
     Attributes:
-        skipped_batches: batches left out for their loss, on this process.
+        skipped_batches: batches left out for their loss, on this process, and steps left out for their gradient.
 
     Raises:
         ValueError: where the parts do not fit together.
@@ -145,7 +145,7 @@ class Diffusion(DenoisingSampler):
         self.accumulate = accumulate
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.nonfinite = NonFiniteLoss(on_nonfinite)
+        self.on_nonfinite, self.nonfinite = on_nonfinite, NonFiniteLoss(on_nonfinite)
         self._learned = 0  # images of this step so far, those of batches left out not counted
         self.likelihood_steps = likelihood_steps
         self._check_fit(label_dropout)
@@ -173,8 +173,9 @@ class Diffusion(DenoisingSampler):
 
     @property
     def skipped_batches(self) -> int:
-        """Batches left out for their loss, on this process."""
-        return self.nonfinite.skipped
+        """Batches left out for their loss, on this process, and steps left out for their gradient."""
+        steps = getattr(self, "steps", None)
+        return self.nonfinite.skipped + (steps.gradients.skipped if steps is not None else 0)
 
     # ------------------------------------------------------------------ training
 
@@ -230,8 +231,8 @@ class Diffusion(DenoisingSampler):
 
     def _log(self, losses: Losses) -> None:
         logs: dict[str, Tensor | float] = {"loss": losses.total.mean(), **losses.logs}
-        if self.nonfinite.skipped:
-            logs["skipped_batches"] = float(self.nonfinite.skipped)
+        if self.skipped_batches:
+            logs["skipped_batches"] = float(self.skipped_batches)
         self.log_scalars(logs, bar=("loss",))
 
     def _learn_times(self, losses: Losses) -> None:
@@ -274,21 +275,23 @@ class Diffusion(DenoisingSampler):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the loss of held-out images, by the weights that samples are drawn by, always on the same noise."""
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log what validation does, on the test split, and bits per dimension where they are asked for."""
-        self._evaluate(batch, batch_idx, "test")
+        first = self._held_out
+        self._evaluate(batch, "test")
         if self.likelihood_steps:
-            bits = self.bits_per_dim(batch["image"], batch.get("label"), seed=mix(batch_idx, self.global_rank))
+            images = batch["image"]
+            offset = [self.global_rank + self.trainer.world_size * (first + i) for i in range(len(images))]
+            bits = self.bits_per_dim(images, batch.get("label"), offset=offset)
             self.log("test/bits_per_dim", bits.mean(), batch_size=len(bits), sync_dist=True)
 
-    def _evaluate(self, batch: dict[str, Tensor], batch_idx: int, split: str) -> None:
+    def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
         x0 = batch["image"]
-        generator = torch.Generator().manual_seed(mix(batch_idx, self.global_rank))
         network = self.net_ema.pick(self.net, None)
         with evaluating(network):
-            losses = self._losses(network, batch, GeneratorStream(generator, len(x0), self.device, x0.dtype))
+            losses = self._losses(network, batch, self.held_out_stream(len(x0), x0.dtype))
         self.log(f"{split}/loss", losses.total.mean(), batch_size=len(x0), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:

@@ -46,6 +46,7 @@ from lightning_gen.gan.penalties import Penalty, clip_weights_, refuse_batch_nor
 from lightning_gen.labels import NO_LABELS, ClassPrior
 from lightning_gen.module import GenerativeModule, optimizer_with_schedule
 from lightning_gen.networks.base import Discriminator, DiscriminatorOutput, Generator
+from lightning_gen.nonfinite import NonFinitePolicy, checked
 from lightning_gen.optimizers import GANAdam
 from lightning_gen.seeding import GeneratorStream, RandomStream
 from lightning_gen.stepping import ClipAlgorithm, eager, evaluating, frozen, tracking_layers, untracked_statistics
@@ -79,6 +80,7 @@ class GAN(GenerativeModule):
         ema_half_lives: one average of G each, in images; the first is what `sample` draws from.
         ema_warmup: half-lives are shortened to this share of the images seen so far.
         compile_networks: compile both networks with torch.compile. Penalties run uncompiled.
+        on_nonfinite: "stop" at a gradient that is NaN or infinite, or "skip" its step and count it.
 
     Raises:
         ValueError: where the parts do not fit together.
@@ -107,9 +109,11 @@ class GAN(GenerativeModule):
         ema_half_lives: list[int] | None = None,
         ema_warmup: float | None = 0.05,
         compile_networks: bool = False,
+        on_nonfinite: NonFinitePolicy = "stop",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.on_nonfinite = checked(on_nonfinite)
         _check_fit(generator, discriminator, n_dis, weight_clip)
         self.generator, self.discriminator = generator, discriminator
         self.generator_ema = Averages(generator, ema_half_lives or [], ema_warmup)
@@ -229,17 +233,24 @@ class GAN(GenerativeModule):
                 loss = adversarial = self.loss.generator(judged.logits, real)
                 for term in self._class_terms((judged, label)):
                     loss = loss + term
-                self.steps(loss, 0, micro=micro)
+                moved = self.steps(loss, 0, micro=micro)
             images += len(fake)
         self._held.clear()
-        images = self.saw(images)
-        self.generator_ema.update(self.generator, images, self.images_seen)
-        return {"loss_g": adversarial}
+        if moved:
+            images = self.saw(images)
+            self.generator_ema.update(self.generator, images, self.images_seen)
+        return {"loss_g": adversarial} | ({"skipped_steps": float(self.skipped_steps)} if self.skipped_steps else {})
 
-    def _fakes(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Generate as many images as the batch has, in G's training mode."""
+    @property
+    def skipped_steps(self) -> int:
+        """Steps left out for their gradient."""
+        return self.steps.gradients.skipped
+
+    def _fakes(self, batch: dict[str, Tensor], stream: RandomStream | None = None) -> tuple[Tensor, Tensor | None]:
+        """Generate as many images as the batch has, in the mode that G is in."""
         real = batch["image"]
-        stream = GeneratorStream(None, len(real), self.device, real.dtype)
+        if stream is None:
+            stream = GeneratorStream(None, len(real), self.device, real.dtype)
         z = draw_latents(stream, self.generator.latent_dim)
         own_label = self._label_of(batch) if self._pairs_labels else self.class_prior.labels(stream, len(real))
         return self.generator(z, own_label), own_label
@@ -302,7 +313,10 @@ class GAN(GenerativeModule):
     # ------------------------------------------------------------------ validation and optimizers
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log D's loss and its mean logit on held-out images: far below the training ones, D has overfitted."""
+        """Log D's loss and its mean logit on held-out images: far below the training ones, D has overfitted.
+
+        The latents of an image are always the same.
+        """
         self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -310,8 +324,9 @@ class GAN(GenerativeModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
-        fake, fake_label = self._fakes(batch)
-        real = self._judge(batch["image"], self._label_of(batch)).logits
+        images = batch["image"]
+        fake, fake_label = self._fakes(batch, self.held_out_stream(len(images), images.dtype))
+        real = self._judge(images, self._label_of(batch)).logits
         judged = self._judge(fake, fake_label).logits
         values = {"loss_d": self.loss.discriminator(real, judged), "logit_real": real.mean()}
         self.log_dict(

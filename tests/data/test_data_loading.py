@@ -359,7 +359,7 @@ def _train_on_rank(rank, path, port):
     recorder = Recorder()
     recorder.norm = torch.nn.BatchNorm1d(1)  # a buffer, which DDP sends round before every batch
     fitted = trainer(path, strategy="ddp_find_unused_parameters_true", devices=2, max_epochs=2)
-    fitted.fit(recorder, datamodule=Counted(25, batch_size=6))
+    fitted.fit(recorder, datamodule=Counted(25, batch_size=12))
     torch.save({"seen": recorder.seen, "validated": recorder.validated}, path / f"{rank}.pt")
 
 

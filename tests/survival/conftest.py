@@ -1,0 +1,3 @@
+import runs
+
+runs.path_for_children()
