@@ -30,6 +30,9 @@ processes=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device
 # the cores are shared among the processes; torchrun would leave each of them one
 threads=$(($(nproc) / processes))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+# Else the store that the processes have found each other by outlives them, and those that are started anew may find
+# in it where the old ones were (seen in torch 2.14).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec python -m torch.distributed.run --nnodes="$nodes" --nproc-per-node="$processes" \
   --max-restarts="${RESTARTS:-3}" --rdzv-backend=c10d --rdzv-endpoint="$head" --rdzv-id="${JOB:-lightning-gen}" \
