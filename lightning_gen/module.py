@@ -265,6 +265,12 @@ class GenerativeModule(LightningModule, ABC):
         """Check the data, and let DDP expect parameters without a gradient: a GAN's backward pass leaves half."""
         if stage != "predict":
             self.check_data(getattr(self.trainer, "datamodule", None))
+        savers = getattr(self.trainer, "checkpoint_callbacks", [])
+        if stage == "fit" and any(getattr(one, "_train_time_interval", None) for one in savers):
+            raise MisconfigurationException(
+                "ModelCheckpoint(train_time_interval=...) never saves a model that steps by hand, as these do: use"
+                " LastCheckpoint(every_minutes=...)."
+            )
         strategy = self.trainer.strategy
         if stage == "fit" and isinstance(strategy, DDPStrategy):
             strategy._ddp_kwargs.setdefault("find_unused_parameters", True)

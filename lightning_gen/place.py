@@ -5,9 +5,10 @@ and so is the end of the epoch with its means. Here the batch is counted as done
 takes up with the validation; and an epoch whose batches are all done is ended before the next one begins.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 
@@ -34,6 +35,38 @@ def at_end_of_batch(trainer: Trainer) -> bool:
     """Tell whether a batch is done and not yet counted, nor logged: as in `on_train_batch_end`."""
     total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     return bool(total.completed == total.processed - 1)
+
+
+def after_each_batch(module: LightningModule, call: Callable[[], None]) -> Callable[[], None]:
+    """Have something called when a batch is done with: behind all that callbacks and the module do at its end.
+
+    Callbacks come before the module's own `on_train_batch_end`: what a checkpoint made in one of them leaves out, such
+    as an average that a module updates there, a resumed run would never make up for.
+
+    Returns:
+        What ends it.
+    """
+    own = module.on_train_batch_end
+    calls = getattr(own, "calls", None)
+    if calls is None:
+        calls = []
+
+        def both(*arguments: Any) -> None:
+            own(*arguments)
+            for each in list(both.calls):  # type: ignore[attr-defined]
+                each()
+
+        both.calls = calls  # type: ignore[attr-defined]
+        module.on_train_batch_end = both  # type: ignore[method-assign, assignment]
+    calls.append(call)
+
+    def end() -> None:
+        if call in calls:
+            calls.remove(call)
+        if not calls:
+            module.__dict__.pop("on_train_batch_end", None)
+
+    return end
 
 
 def within_epoch(trainer: Trainer) -> bool:

@@ -13,8 +13,8 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def write(folder, values, first_step=None, status="success"):
-    logger = RunCSVLogger(folder, first_step)
+def write(folder, values, first_step=None, status="success", rows=None):
+    logger = RunCSVLogger(folder, first_step, rows=rows)
     for step, metrics in values:
         logger.log_metrics(metrics, step)
     logger.finalize(status)
@@ -58,16 +58,25 @@ def test_rows_past_the_checkpoint_are_dropped_though_the_next_row_comes_later(tm
     assert [row["step"] for row in rows(tmp_path)] == ["3", "7", "19"]
 
 
-def test_a_score_of_the_last_iteration_stays(tmp_path):
-    """Logged with the number of iterations, 5, after the fifth, whose own row has the step 4."""
-    write(tmp_path, [(4, {"loss": 1}), (5, {"fid": 9})])
-    write(tmp_path, [(5, {"loss": 2}), (6, {"loss": 3})], first_step=5)
+@pytest.mark.parametrize("written", [[], [(4, {"loss": 1})], [(4, {"loss": 1}), (4, {"fid": 9})]])
+def test_the_rows_of_the_last_iteration_are_those_of_the_checkpoint(written, tmp_path):
+    """Whichever of them were on the disk when the run was killed: its checkpoint was made before, or behind them."""
+    write(tmp_path, [(3, {"loss": 0}), *written, (5, {"loss": 70})])
+    held = [{"step": 4, "loss": 1.0}, {"step": 4, "fid": 9.5}]
+    write(tmp_path, [(5, {"loss": 2}), (6, {"loss": 3})], first_step=5, rows=held)
     assert [(row["step"], row["loss"], row["fid"]) for row in rows(tmp_path)] == [
+        ("3", "0", ""),
         ("4", "1", ""),
-        ("5", "", "9"),
+        ("4", "", "9.5"),
         ("5", "2", ""),
         ("6", "3", ""),
     ]
+
+
+def test_a_checkpoint_without_rows_leaves_those_of_before_its_step(tmp_path):
+    write(tmp_path, [(4, {"loss": 1}), (5, {"loss": 9})])
+    write(tmp_path, [(5, {"loss": 2})], first_step=5)
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("4", "1"), ("5", "2")]
 
 
 def test_without_a_step_to_take_up_at_the_first_row_decides(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_gen.agreement import Agreement
 from lightning_gen.module import GenerativeModule, trying
+from lightning_gen.place import after_each_batch
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -42,6 +44,7 @@ class LastCheckpoint(Checkpoint):
         self._saved = -1
         self._clock = 0.0
         self._time_is_up: Agreement | None = None
+        self._end: Callable[[], None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder."""
@@ -50,6 +53,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._saved, self._clock = -1, time.monotonic()
+        self._end = after_each_batch(pl_module, lambda: self._save_if_due(trainer, pl_module))
         self._time_is_up = Agreement(trainer) if self.every_minutes is not None else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -58,10 +62,7 @@ class LastCheckpoint(Checkpoint):
             over = trainer.is_global_zero and time.monotonic() - self._clock >= 60 * self.every_minutes
             self._time_is_up.ask(int(over))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save where it is time."""
+    def _save_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         time_is_up = self._time_is_up is not None and bool(self._time_is_up.answer())
         step = trainer.global_step
         if trying(trainer) or step == self._saved or not between_iterations(pl_module):
@@ -80,6 +81,12 @@ class LastCheckpoint(Checkpoint):
         """Save what the run ended with, unless that has just been saved."""
         if not trying(trainer) and self._saved != trainer.global_step:
             self.save(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen no more."""
+        if self._end is not None:
+            self._end()
+            self._end = None
 
     def save(self, trainer: Trainer) -> None:
         """Save now; all processes do so together."""

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +14,7 @@ from lightning_gen.agreement import Agreement
 from lightning_gen.callbacks.last_checkpoint import between_iterations, checkpoint_folder, save_last
 from lightning_gen.errors import StoppedBySignal
 from lightning_gen.module import trying
+from lightning_gen.place import after_each_batch
 
 # Slurm's warning before the time is up is SIGUSR1 by convention
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
@@ -42,6 +44,7 @@ class SaveWhenStopped(Callback):
         self._agreed = 0
         self._trainer: Trainer | None = None
         self._agreement: Agreement | None = None
+        self._end: Callable[[], None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder."""
@@ -51,6 +54,7 @@ class SaveWhenStopped(Callback):
         """Listen; Lightning, which listened for SIGTERM, puts all of them back after the run."""
         self._asked = self._agreed = 0
         self._trainer, self._agreement = trainer, Agreement(trainer)
+        self._end = after_each_batch(pl_module, lambda: self._save_if_asked(trainer, pl_module))
         # its own way to tell the others sends from rank 0 alone, and makes a GPU wait in every iteration
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
@@ -63,10 +67,7 @@ class SaveWhenStopped(Callback):
         if self._agreement is not None:
             self._agreement.ask(self._asked)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save after a signal, once no gradient waits for another batch."""
+    def _save_if_asked(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._agreement is None:
             return
         asked = self._agreement.answer()
@@ -100,6 +101,13 @@ class SaveWhenStopped(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen no more: what is left is short."""
         self._trainer = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        self._trainer = None
+        if self._end is not None:
+            self._end()
+            self._end = None
 
     def _save(self, trainer: Trainer, number: int) -> None:
         if trying(trainer):

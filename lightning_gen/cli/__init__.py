@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lightning_gen import __version__
 from lightning_gen.cli import pages
-from lightning_gen.cli.failures import FAILED, INTERRUPTED, TERMINATED, USAGE, UsageError, explain
+from lightning_gen.cli.failures import FAILED, INTERRUPTED, TERMINATED, USAGE, UsageError, explain, is_first_process
 from lightning_gen.errors import StoppedBySignal, did_you_mean
 
 __all__ = ["main"]
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
             return explained[1] if explained else FAILED
         text, code = explained
-        if _is_first_process():
+        if is_first_process():
             print(f"lightning-gen {command}: error: {text}", file=sys.stderr)
         return code
     finally:
@@ -138,15 +138,10 @@ def _exit_code(command: str, stop: SystemExit) -> int:
 
 
 def _stopped(command: str, how: str, code: int) -> int:
-    if _is_first_process():
+    if is_first_process():
         more = {
             "fit": "; the same command continues from the newest checkpoint",
             "sample": "; the same command continues where it was",
         }
         print(f"\nlightning-gen {command}: {how}{more.get(command, '')}.", file=sys.stderr)
     return code
-
-
-def _is_first_process() -> bool:
-    """Of several processes of one run, one speaks."""
-    return all(os.environ.get(name, "0") in ("0", "") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

@@ -6,6 +6,7 @@ cannot have been raised before.
 
 import argparse
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         from lightning_gen.cli.naming import explain_parsing
 
         return explain_parsing(error), USAGE
-    for explanation in (_peer, _ours, _memory, _files, _extra):
+    for explanation in (_peer, _ours, _worker, _memory, _files, _extra):
         text = explanation(error)
         if text is not None:
             return text, FAILED
@@ -72,6 +73,17 @@ def _peer(error: BaseException) -> str | None:
     return None
 
 
+def _worker(error: BaseException) -> str | None:
+    killed = re.search(r"DataLoader worker.* (is killed by signal|exited unexpectedly)", str(error))
+    if not isinstance(error, RuntimeError) or killed is None:
+        return None
+    return (
+        f"A process that loads data is gone ({str(error).strip().splitlines()[0][:200]}): most often the machine has"
+        " run out of memory, and the system has ended it. Use fewer of them (--data.num_workers) or smaller batches;"
+        " the same command continues from the newest checkpoint."
+    )
+
+
 def _files(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
@@ -105,6 +117,12 @@ def _extra(error: BaseException) -> str | None:
     if raised_here(error):
         return _paragraph(error)
     return None
+
+
+def is_first_process() -> bool:
+    """Of several processes of one run, one speaks, and holds the run's folder."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") in ("0", "") for name in ranks)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_gen.checkpoints import INSTANTIATOR, CheckpointError, find_checkpoint, load_checkpoint
 from lightning_gen.cli.arguments import chosen_classes, each_option, nested_nulls
-from lightning_gen.cli.failures import UsageError, causes, explain, raised_here, raised_in
+from lightning_gen.cli.failures import UsageError, causes, explain, is_first_process, raised_here, raised_in
 from lightning_gen.cli.folder import RunFolder, as_config, differences, dump, epochs_done, flatten, refuse
+from lightning_gen.cli.lock import locked
 from lightning_gen.cli.trainer_parts import SaveRunConfig, check_trainer, trainer_arguments
 from lightning_gen.loggers import Logged
 from lightning_gen.module import GenerativeModule
@@ -37,11 +39,18 @@ class GenerativeCLI(LightningCLI):
         args: the arguments after it, short names of configurations replaced by paths.
         config_name: what the run folder is called after.
         implied: where the configuration was taken from that the arguments do not name.
+        stack: closes at the end of the command what is opened for it.
     """
 
     def __init__(
-        self, command: str, args: list[str], config_name: str | None = None, implied: str | None = None
+        self,
+        command: str,
+        args: list[str],
+        config_name: str | None = None,
+        implied: str | None = None,
+        stack: ExitStack | None = None,
     ) -> None:
+        self.open = ExitStack() if stack is None else stack
         self.command, self.arguments, self.config_name, self.implied = command, args, config_name, implied
         self.first_step = 0
         super().__init__(
@@ -97,7 +106,11 @@ class GenerativeCLI(LightningCLI):
                     f" be an untrained one.{self._is_there()}"
                 )
             self._use(find_checkpoint(self.folder.resolve(given)))
-        elif not self.settings.trainer.get("fast_dev_run") or self.settings.ckpt_path:
+        elif not self.settings.trainer.get("fast_dev_run"):
+            if is_first_process():
+                self.open.enter_context(locked(self.folder.path))
+            self._continue()
+        elif self.settings.ckpt_path:
             self._continue()
 
     def _settle_folder(self) -> None:

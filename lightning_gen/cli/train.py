@@ -31,7 +31,7 @@ def run(command: str, args: list[str]) -> int:
         implied = None
         if command != "fit" and not names:
             args, implied = _implied_config(args, stack)
-        GenerativeCLI(command, args, names[0] if names else None, implied)
+        GenerativeCLI(command, args, names[0] if names else None, implied, stack)
     return 0
 
 

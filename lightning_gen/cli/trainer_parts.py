@@ -84,7 +84,7 @@ def _missing_callbacks(given: Any, callbacks: list[Callback], command: str, fold
         if command == "fit":
             missing.append(SaveWhenStopped(str(folder / "checkpoints")))
         if not _any(callbacks, Checkpoint):
-            missing.append(LastCheckpoint())
+            missing.append(LastCheckpoint(every_minutes=10))
     return missing
 
 

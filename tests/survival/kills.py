@@ -1,5 +1,6 @@
 """Callbacks that kill, stop or break the process they run in, at a place that the test chooses."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -119,3 +120,26 @@ class RaiseAt(KillAt):
 
     def act(self) -> None:
         raise ValueError("the seventh seal is broken")
+
+
+class KillWorkerAt(KillAt):
+    """Kill a process that loads data, as the kernel does where memory is short."""
+
+    def act(self) -> None:
+        multiprocessing.active_children()[0].kill()
+
+
+class HideAt(KillAt):
+    """Take a folder of images away.
+
+    Args:
+        folder: which.
+        iteration: number of the iteration, from 0.
+    """
+
+    def __init__(self, folder: str, iteration: int) -> None:
+        super().__init__("batch", iteration)
+        self.folder = folder
+
+    def act(self) -> None:
+        Path(self.folder).rename(f"{self.folder}-hidden")

@@ -18,7 +18,7 @@ from lightning_gen.checkpoints import load_checkpoint
 # a process is forked from one that has loaded everything and computed nothing
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["survival_start"])
-PATIENCE = 60
+PATIENCE = 120
 
 
 def begin(folder: Path, config: dict[str, Any], *args: str, world: int = 1) -> list[Any]:
@@ -84,11 +84,12 @@ def said(folder: Path, rank: int = 0) -> str:
 
 
 def kept(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:
-    """Return what a run ended with, without what no two runs share: times and paths."""
+    """Return what a run ended with, without what no two runs share: times, paths, and who reads the data."""
     content = load_checkpoint(folder / "run" / "checkpoints" / name)
     content["lightning_gen"].pop("training_seconds")
     content.pop("callbacks", None)
     content.pop("loops")
+    content["datamodule_hyper_parameters"].pop("num_workers")
     return content
 
 
