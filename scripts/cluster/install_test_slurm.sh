@@ -23,4 +23,4 @@ if [ ! -e "$policy" ]; then
   chmod +x "$policy"
 fi
 apt-get update --quiet=2
-apt-get install --quiet=2 --yes --no-install-recommends slurm-wlm munge iproute2
+apt-get install --quiet=2 --yes --no-install-recommends slurm-wlm munge iproute2 >/dev/null

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 
 from lightning_gen.callbacks import SaveWhenStopped
 
-PATIENCE = 120
+PATIENCE = 240
 
 
 class HoldAt(Callback):

@@ -76,7 +76,7 @@ class Hosts:
                 env = os.environ | {"NODES": "2", "PROCESSES": "1"} | own
                 self.processes.append(subprocess.Popen(command, cwd=self.folder, env=env, stdout=out, stderr=out))
 
-    def end(self, patience: float = 120) -> list[int]:
+    def end(self, patience: float = 240) -> list[int]:
         """Wait for both; return their exit codes."""
         return [process.wait(patience) for process in self.processes]
 

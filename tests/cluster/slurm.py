@@ -126,7 +126,7 @@ class Slurm:
         text = self.ask("scontrol", "--oneliner", "show", "job", number)
         return dict(field.partition("=")[::2] for field in text.split() if "=" in field)
 
-    def wait(self, number: str, state: str, restarts: int | None = None, patience: float = 120) -> dict[str, str]:
+    def wait(self, number: str, state: str, restarts: int | None = None, patience: float = 240) -> dict[str, str]:
         """Wait until a job is in a state, after so many restarts; return its fields."""
 
         def reached() -> bool:

@@ -55,7 +55,7 @@ def training(config, tmp_path):
 def hold(folder, ranks=2, seed=SEED):
     """Wait until the processes of a job hold; return where they are."""
     files = [folder / f"holding-{seed}-{rank}" for rank in range(ranks)]
-    slurm.wait(lambda: all(file.exists() and file.read_text() for file in files), "the job to train", 60)
+    slurm.wait(lambda: all(file.exists() and file.read_text() for file in files), "the job to train", 240)
     return [file.read_text() for file in files]
 
 
