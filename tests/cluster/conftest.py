@@ -8,13 +8,6 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "survival"))
-# daemons are there; so is, for the processes that are started, the environment that runs these tests
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
-
-import runs  # noqa: E402
-
-runs.path_for_children()
-os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]])
 
 
 def pytest_collection_modifyitems(config, items):
@@ -28,6 +21,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Sums keep one order in the processes that are started, as in those they are compared with."""
+def _environment():
+    """Let processes find this environment's programs, daemons and these modules, and sum in one order."""
+    import runs
+
+    runs.path_for_children()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]])
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -12,12 +12,14 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cluster" / "slurm.sbatch"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
+# processes meet at a port that is made of the job's number: of two Slurms on one machine, each has its own;
 # a requeued job waits as long as its credentials may live, 2 minutes unless told otherwise
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root
+FirstJobId={job}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
@@ -74,7 +76,8 @@ class Slurm:
         key.write_bytes(os.urandom(1024))
         ports = dict(zip(("controller", "n0", "n1"), free_ports(3), strict=True))
         host = socket.gethostname().partition(".")[0]
-        self.configuration.write_text(CONFIGURATION.format(folder=self.folder, host=host, **ports))
+        job = os.getpid() % 9000 + 1
+        self.configuration.write_text(CONFIGURATION.format(folder=self.folder, host=host, job=job, **ports))
         own = {f"--{name}-file={self.folder}/munged.{name}" for name in ("pid", "log", "seed")}
         self._daemon(
             "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", f"--key-file={key}", *own

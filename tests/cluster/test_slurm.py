@@ -173,3 +173,9 @@ def test_a_missing_environment_is_named(cluster, tmp_path):
     job = cluster.submit(tmp_path, [], ["-c", "x"], LIGHTNING_GEN="no-such-program")
     assert cluster.wait(job, "FAILED")["ExitCode"] == "127:0"
     assert "there is no 'no-such-program'" in printed(tmp_path, job)
+
+
+def test_an_array_has_a_folder_that_the_same_command_finds_again(cluster, tmp_path):
+    job = cluster.submit(tmp_path, ["--array=7"], ["-c", "x"], LIGHTNING_GEN="true")
+    cluster.wait(f"{job}_7", "FAILED")
+    assert "FOLDER=runs/NAME" in printed(tmp_path, f"{job}_7")
