@@ -25,6 +25,7 @@ from lightning_gen.nonfinite import NonFinitePolicy
 from lightning_gen.overhead import NoProfiler, drop_stale_scalars
 from lightning_gen.place import end_epoch_if_done, settle, within_epoch
 from lightning_gen.quiet import quiet_lightning
+from lightning_gen.running_statistics import share_running_statistics
 from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams, mix, seed_device
 from lightning_gen.stepping import ClipAlgorithm, Stepping
 
@@ -232,8 +233,9 @@ class GenerativeModule(LightningModule, ABC):
         return SampleStreams(0, indices, n, self.device, dtype)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to count the held-out images."""
+        """Begin to count the held-out images; all processes look at them with the same network."""
         self._held_out = 0
+        share_running_statistics(self)
 
     def on_test_epoch_start(self) -> None:
         """Begin to count the held-out images."""

@@ -22,6 +22,8 @@ UNTRUE = (
     r"The number of training batches .* is smaller than the logging interval",
     # a run folder is continued on purpose
     r"Checkpoint directory .* exists and is not empty",
+    # srun is there on every machine of a cluster; torchrun, or one process, does without it
+    r"The `srun` command is available on your system but is not used",
     # Lightning's own call of a deprecated test in torch, and torch-fidelity's scripted resizing
     r".*treespec, LeafSpec.*is deprecated",
     r".*`torch\.jit\.\w+` is deprecated",

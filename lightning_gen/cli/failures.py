@@ -68,7 +68,7 @@ def _peer(error: BaseException) -> str | None:
     told = getattr(error, "other_process", None)
     if told is not None:
         return f"{told}. The other processes have been stopped; checkpoints are as they were before."
-    if isinstance(error, RuntimeError) and "closed by peer" in str(error):
+    if isinstance(error, RuntimeError) and re.search(r"(closed|reset) by peer", str(error)):
         return "another process of this run has ended, and this one cannot go on without it; that one says why."
     return None
 

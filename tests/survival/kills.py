@@ -107,7 +107,7 @@ class SignalAt(KillAt):
         rank: which process; -1 for each.
     """
 
-    def __init__(self, place: str, iteration: int, number: int = signal.SIGTERM, rank: int = -1) -> None:
+    def __init__(self, place: str, iteration: int, number: int = int(signal.SIGTERM), rank: int = -1) -> None:
         super().__init__(place, iteration, rank)
         self.number = number
 

@@ -1,0 +1,175 @@
+"""Jobs of scripts/cluster/slurm.sbatch in a real Slurm: warned, requeued, cancelled, they lose nothing."""
+
+import signal
+
+import pytest
+import slurm
+import yaml
+from families import EPOCH, FAMILIES, configuration
+from runs import assert_same, run, said
+
+pytestmark = pytest.mark.cluster
+
+HERE = 2 * EPOCH + 2
+TWO_NODES = ["--nodes=2", "--time=10"]
+RUN = ["-c", "config.yaml", "--trainer.default_root_dir=run"]
+HOLD = ["--trainer.callbacks+=holds.HoldAt", f"--trainer.callbacks.iteration={HERE}"]
+SEED = 3
+TERM, USR1 = 128 + int(signal.SIGTERM), 128 + int(signal.SIGUSR1)
+BACK = "is put back into the queue, and continues"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    lacking = slurm.missing()
+    if lacking:
+        pytest.skip(lacking)
+    cluster = slurm.Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def config():
+    return configuration(*FAMILIES["gan"])
+
+
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+    """A run of two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("straight")
+    assert run(folder, config, world=2) == [0, 0], said(folder)
+    return folder
+
+
+@pytest.fixture
+def training(config, tmp_path):
+    """A folder with the configuration of a training in it."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def hold(folder, ranks=2, seed=SEED):
+    """Wait until the processes of a job hold; return where they are."""
+    files = [folder / f"holding-{seed}-{rank}" for rank in range(ranks)]
+    slurm.wait(lambda: all(file.exists() and file.read_text() for file in files), "the job to train", 60)
+    return [file.read_text() for file in files]
+
+
+def printed(folder, number):
+    return (folder / f"slurm-{number}.out").read_text()
+
+
+def test_warned_before_the_limit_it_puts_itself_back(cluster, straight, training):
+    job = cluster.submit(training, [*TWO_NODES, "--signal=USR1@60"], [*RUN, *HOLD])
+    assert hold(training) == ["n0", "n1"]
+    # Slurm looks every half minute whose time is soon up
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    cluster.wait(job, "PENDING", restarts=1)
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+    cluster.wait(job, "COMPLETED", restarts=1)
+    text = printed(training, job)
+    assert text.count("saved run/checkpoints/last.ckpt") == 1
+    assert f"job {job} {BACK}" in text
+    assert f"continuing run from iteration {HERE + 1}" in text
+    assert_same(straight, training)
+
+
+def test_requeued_by_an_administrator(cluster, straight, training):
+    job = cluster.submit(training, TWO_NODES, [*RUN, *HOLD])
+    hold(training)
+    cluster.ask("scontrol", "requeue", job)
+    cluster.wait(job, "COMPLETED", restarts=1)
+    text = printed(training, job)
+    assert f"continuing run from iteration {HERE + 1}" in text
+    assert BACK not in text
+    assert_same(straight, training)
+
+
+def test_cancelled_it_is_not_put_back_but_can_be_continued(cluster, config, straight, training):
+    job = cluster.submit(training, TWO_NODES, [*RUN, *HOLD])
+    hold(training)
+    cluster.ask("scancel", job)
+    fields = cluster.wait(job, "CANCELLED", restarts=0)
+    slurm.wait(lambda: not cluster.ask("squeue", "--noheader"), "the job to end")
+    assert cluster.job(job)["JobState"] == "CANCELLED", fields
+    assert BACK not in printed(training, job)
+    # by any other launcher, too
+    assert run(training, config, world=2) == [0, 0], said(training)
+    assert f"continuing run from iteration {HERE + 1}" in said(training)
+    assert_same(straight, training)
+
+
+def test_an_array_of_seeds(cluster, config, training):
+    """One of which is warned: the one whose number is that of the array."""
+    job = cluster.submit(training, ["--array=0-1", "--time=10"], ["-c", "config.yaml", *HOLD], FOLDER="runs")
+    for seed in (0, 1):
+        hold(training, ranks=1, seed=seed)
+    numbers = [cluster.ask("squeue", "--noheader", "--format=%A", f"--jobs={job}_{seed}") for seed in (0, 1)]
+    warned = numbers.index(job)
+    cluster.ask("scancel", "--signal=USR1", f"{job}_{warned}")
+    cluster.wait(f"{job}_{warned}", "PENDING", restarts=1)
+    (training / f"go-{1 - warned}").touch()
+    cluster.wait(f"{job}_{1 - warned}", "COMPLETED", restarts=0)
+    cluster.wait(f"{job}_{warned}", "COMPLETED", restarts=1)
+    assert f"job {job}_{warned} {BACK}" in printed(training, f"{job}_{warned}")
+    for seed in (0, 1):
+        alone, one = training / f"alone-{seed}", training / f"seed-{seed}"
+        assert run(alone, config | {"seed_everything": seed}) == [0], said(alone)
+        one.mkdir()
+        (one / "run").symlink_to(training / "runs" / f"seed-{seed}")
+        assert_same(alone, one)
+
+
+# ------------------------------------------------------------------ what the script does with any program
+
+
+@pytest.fixture
+def pretended(cluster, tmp_path):
+    """Submit a program that only does what the test says, in bash."""
+
+    def submitted(does, *options, **environment):
+        program = tmp_path / "program"
+        program.write_text(f"#!/usr/bin/env bash\necho process $SLURM_PROCID: $*\n{does}\n")
+        program.chmod(0o755)
+        return cluster.submit(tmp_path, list(options), ["-c", "x"], LIGHTNING_GEN=str(program), **environment)
+
+    return submitted
+
+
+def test_it_ends_as_its_worst_process(cluster, pretended, tmp_path):
+    job = pretended('[ "$SLURM_PROCID" = 0 ] || exit 3', "--nodes=2")
+    assert cluster.wait(job, "FAILED")["ExitCode"] == "3:0"
+    arguments = "fit -c x --trainer.num_nodes=2 --trainer.devices=1"
+    for rank in (0, 1):
+        assert f"process {rank}: {arguments}\n" in printed(tmp_path, job)
+
+
+def test_a_lost_process_ends_the_others(cluster, pretended):
+    job = pretended('[ "$SLURM_PROCID" = 0 ] && sleep 300; kill -KILL $$', "--nodes=2", PATIENCE="1")
+    assert cluster.wait(job, "FAILED", restarts=0, patience=30)["ExitCode"] == "137:0"
+
+
+def test_it_is_not_put_back_for_ever(cluster, pretended, tmp_path):
+    job = pretended(f"exit {USR1}", MOST_RESTARTS="1")
+    assert cluster.wait(job, "FAILED", restarts=1)["ExitCode"] == f"{USR1}:0"
+    assert printed(tmp_path, job).count("process 0:") == 2
+    assert f"job {job} has been started anew 1 times and is not again" in printed(tmp_path, job)
+
+
+def test_it_makes_way_for_another_job_and_continues(cluster, pretended, tmp_path):
+    """Its processes are told to end, and have ended before Slurm would have ended the job."""
+    job = pretended(f'[ -n "$SLURM_RESTART_COUNT" ] && exit; trap "exit {TERM}" TERM; sleep 60 & wait', "--nodes=2")
+    slurm.wait(lambda: (tmp_path / f"slurm-{job}.out").exists() and "process 1" in printed(tmp_path, job), "the job")
+    urgent = cluster.ask("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
+    cluster.wait(urgent, "COMPLETED")
+    cluster.wait(job, "COMPLETED", restarts=1)
+
+
+def test_a_missing_environment_is_named(cluster, tmp_path):
+    job = cluster.submit(tmp_path, [], ["-c", "x"], LIGHTNING_GEN="no-such-program")
+    assert cluster.wait(job, "FAILED")["ExitCode"] == "127:0"
+    assert "there is no 'no-such-program'" in printed(tmp_path, job)
