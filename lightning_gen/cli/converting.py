@@ -1,4 +1,4 @@
-"""`lightning-gen convert`: models of other libraries in, and ours out."""
+"""`lightning-gen convert`: models of other libraries in, ours out, and averages of a run made afterwards."""
 
 import sys
 import warnings
@@ -10,12 +10,14 @@ from typing import Any
 
 import lightning
 
-from lightning_gen.checkpoint_files import AtomicCheckpointIO
-from lightning_gen.checkpoints import load_module
+from lightning_gen.checkpoint_files import AtomicCheckpointIO, find_checkpoint, load_checkpoint
+from lightning_gen.checkpoints import load_module, rebuild_module
 from lightning_gen.cli.failures import UsageError, usage
 from lightning_gen.diffusion.module import Diffusion
+from lightning_gen.ema import Averages
 from lightning_gen.interop import load_diffusers, load_edm, save_diffusers
 from lightning_gen.interop.scheduler_fields import NearlyMapped
+from lightning_gen.posthoc import find_snapshots, reconstruct
 
 
 def convert(options: Namespace) -> int:
@@ -36,11 +38,32 @@ def _to_checkpoint(options: Namespace, out: Path) -> None:
     if out.suffix != ".ckpt":
         raise UsageError(f"--out {out}: checkpoints are called *.ckpt.")
     kind, path = options.source
+    if kind == "ema":
+        AtomicCheckpointIO().save_checkpoint(_averaged(path, options.images, options.sigma_rel), out)
+        return
     if kind == "edm":
         module = load_edm(path)
     else:
         module = load_diffusers(path, not options.nearest, True if options.null_class else None)
     AtomicCheckpointIO().save_checkpoint(checkpoint_of(module), out)
+
+
+def _averaged(run: str, images: int | None, sigma_rel: float) -> dict[str, Any]:
+    """Return the checkpoint of a run's model with one average of its snapshots for its weights and all averages."""
+    path = find_checkpoint(run)
+    content = load_checkpoint(path)
+    module = rebuild_module(content, path)
+    with usage():
+        snapshots = find_snapshots(run)
+        weights = reconstruct(snapshots, images, sigma_rel)
+    averages = getattr(module, snapshots[0].network, None)
+    network = getattr(module, snapshots[0].network.removesuffix("_ema"), None)
+    if not isinstance(averages, Averages) or network is None:
+        raise UsageError(f"The snapshots of {run} are of '{snapshots[0].network}', which its model does not have.")
+    network.load_state_dict(weights)
+    averages.restart(network)
+    training = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
+    return {key: value for key, value in content.items() if key not in training} | {"state_dict": module.state_dict()}
 
 
 def checkpoint_of(module: Diffusion) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import yaml
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.errors import did_you_mean, nearest
 
-FORMATS = ("diffusers", "edm")
+FORMATS = ("diffusers", "edm", "ema")
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,6 +92,8 @@ def parse_convert(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--to", dest="target", choices=("diffusers",))
     for flag in ("--ckpt_path", "--weights", "--out"):
         parser.add_argument(flag)
+    parser.add_argument("--sigma_rel", type=float)
+    parser.add_argument("--images", type=_positive)
     for flag in ("--nearest", "--null_class"):
         parser.add_argument(flag, action="store_true")
     options, rest = parser.parse_known_args(args)
@@ -111,6 +113,11 @@ def parse_convert(args: list[str]) -> argparse.Namespace:
         raise UsageError("--weights says which weights go --to another format.")
     if options.null_class and (options.source is None or options.source[0] != "diffusers"):
         raise UsageError("--null_class is about a U-Net --from diffusers.")
+    averages = options.source is not None and options.source[0] == "ema"
+    if averages and options.sigma_rel is None:
+        raise UsageError("--sigma_rel says how wide the average shall be, such as 0.1.")
+    if not averages and (options.sigma_rel, options.images) != (None, None):
+        raise UsageError("--sigma_rel and --images are about averages, --from ema.")
     if options.out is None:
         raise UsageError("--out says where to write: a checkpoint (model.ckpt), or a new folder for diffusers.")
     return options

@@ -138,6 +138,7 @@ examples:
 CONVERT = """\
 usage: lightning-gen convert --from diffusers|edm PATH --out MODEL.ckpt
        lightning-gen convert --to diffusers --ckpt_path PATH_OR_RUN_FOLDER --out FOLDER
+       lightning-gen convert --from ema RUN_FOLDER --sigma_rel WIDTH --out MODEL.ckpt
 
 Make a checkpoint of another library's diffusion model, which sample, evaluate and model.init_weights take,
 or a folder of diffusers of one of ours. Nothing of a file is executed, and diffusers need not be installed.
@@ -147,6 +148,9 @@ options:
   --from diffusers FOLDER   a pipeline or a model of diffusers: UNet2DModel or DiTTransformer2DModel with
                             its scheduler
   --from edm FILE           a network-snapshot-*.pkl of EDM: the average, EDM or VP preconditioning
+  --from ema RUN_FOLDER     an average of any width, of the snapshots that the callback EMASnapshots has written
+  --sigma_rel WIDTH         its relative width, such as 0.1
+  --images N                images seen until then (default: those of the last snapshot)
   --to diffusers            write unet/ or transformer/ and scheduler/, and an index where there is a pipeline
   --ckpt_path PATH          a checkpoint, or a run folder: then its newest checkpoint
   --weights NAME            ema, raw, ema-10000 ...: which weights go out (default: the first average)
@@ -159,6 +163,7 @@ examples:
   lightning-gen sample --ckpt_path ddpm.ckpt --n 16 --steps 50 --solver ddim --format grid
   lightning-gen convert --from edm edm-cifar10-32x32-uncond-vp.pkl --out edm.ckpt
   lightning-gen convert --to diffusers --ckpt_path runs/diffusion/cifar10_unet --weights ema --out mine
+  lightning-gen convert --from ema runs/diffusion/cifar10_edm --sigma_rel 0.12 --out wider.ckpt
 """
 
 LIST = """\

@@ -13,6 +13,7 @@ from lightning_gen.diffusion import DDPM, Clip, DiscreteVP, Leading, Linspace, V
 from lightning_gen.diffusion.module import Diffusion
 from lightning_gen.interop import load_diffusers, save_diffusers
 from lightning_gen.networks.unet import UNet
+from lightning_gen.posthoc import find_snapshots, reconstruct
 
 NET = {"image_shape": [1, 8, 8], "channels": 8, "channel_multipliers": [1, 2], "blocks": 1, "norm_groups": 4}
 NET |= {"norm_group_width": 1}
@@ -142,6 +143,9 @@ def test_the_last_class_may_stand_for_none(folder, run):
         (["--from", "edm", "x", "--ckpt_path", "z", "--out", "y.ckpt"], "--ckpt_path names what goes --to"),
         (["--from", "edm", "x", "--weights", "ema", "--out", "y.ckpt"], "--weights says which weights go --to"),
         (["--from", "edm", "x", "--null_class", "--out", "y.ckpt"], "--null_class is about a U-Net --from diffusers"),
+        (["--from", "ema", "x", "--out", "y.ckpt"], "--sigma_rel says how wide"),
+        (["--from", "ema", "x", "--sigma_rel", "wide", "--out", "y.ckpt"], "--sigma_rel"),
+        (["--from", "edm", "x", "--sigma_rel", "0.1", "--out", "y.ckpt"], "are about averages, --from ema"),
         (["--from", "edm", "x", "--outt", "y.ckpt"], "Did you mean --out?"),
         (["--from", "diffusers", "theirs", "--out", "y"], "checkpoints are called *.ckpt"),
         (["--from", "diffusers", "theirs", "--out", "there.ckpt"], "is there already"),
@@ -164,3 +168,41 @@ def test_what_is_not_there_or_no_diffusion(folder, trained, run):
     assert code == 2
     assert "holds a Toy; a Diffusion can go out" in err
     assert "Traceback" not in err
+
+
+@pytest.fixture
+def averaged(here, run):
+    """A run that has kept snapshots of two averages."""
+    args = ["--model=Diffusion", "--model.net=UNet", "--model.ema_sigma_rels=[0.05,0.1]", "--data=DigitsDataModule"]
+    args += [f"--model.net.{key}={value}" for key, value in NET.items()]
+    args += ["--trainer.max_steps=6", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0"]
+    args += ["--trainer.callbacks=EMASnapshots", "--trainer.callbacks.every_n_images=128", *QUIET]
+    code, _, err = run("fit", *args)
+    assert code == 0, err
+    return here / "runs" / "Diffusion"
+
+
+def test_an_average_of_another_width(averaged, run):
+    code, out, err = run("convert", "--from", "ema", averaged, "--sigma_rel", 0.07, "--out", "wider.ckpt")
+    assert code == 0, err
+    assert out == "wider.ckpt\n"
+    module, before = load_module("wider.ckpt"), load_module(averaged)
+    expected = reconstruct(find_snapshots(averaged), sigma_rel=0.07)
+    for name, value in module.net.state_dict().items():
+        assert torch.equal(value, expected[name])
+    assert module.images_seen == before.images_seen == 6 * 64
+    # drawn from whatever is asked for, it is this average
+    assert torch.equal(module.sample(2, seed=0, steps=2), module.sample(2, seed=0, steps=2, weights="raw"))
+    assert not torch.equal(module.sample(2, seed=0, steps=2), before.sample(2, seed=0, steps=2))
+
+
+def test_averages_that_cannot_be_made(averaged, trained, run):
+    for path, more, said, expected in (
+        (averaged, ["--sigma_rel", 0.5], "at most 0.2887", 2),
+        (averaged, ["--sigma_rel", 0.1, "--images", 10**9], "lies between snapshots", 2),
+        (trained, ["--sigma_rel", 0.1], "has no snapshots of averages", 1),
+    ):
+        code, _, err = run("convert", "--from", "ema", path, *more, "--out", "x.ckpt")
+        assert code == expected, err
+        assert said in err
+        assert "Traceback" not in err
