@@ -12,7 +12,7 @@ import lightning_gen
 ROOT = Path(lightning_gen.__file__).parent
 # a file may import files of its own floor and of those below
 FLOORS = [
-    ["errors", "files", "quiet", "nonfinite", "__init__"],
+    ["errors", "files", "quiet", "nonfinite", "running_statistics", "__init__"],
     ["images", "seeding", "networks", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment"],
     ["gan.ada", "gan.warp", "gan.ada_transforms", "gan.latents", "labels", "metrics", "data", "checkpoint_files"],
     ["gan.__init__", "diffusion", "stepping", "ema", "ema_profiles", "posthoc", "optimizers", "loggers", "overhead"],

@@ -60,7 +60,8 @@ def hold(folder, ranks=2, seed=SEED):
 
 
 def printed(folder, number):
-    return (folder / f"slurm-{number}.out").read_text()
+    file = folder / f"slurm-{number}.out"
+    return file.read_text() if file.exists() else ""
 
 
 def test_warned_before_the_limit_it_puts_itself_back(cluster, straight, training):
@@ -89,34 +90,10 @@ def test_requeued_by_an_administrator(cluster, straight, training):
     assert_same(straight, training)
 
 
-def test_cancelled_it_is_not_put_back_but_can_be_continued(cluster, config, straight, training):
-    job = cluster.submit(training, TWO_NODES, [*RUN, *HOLD])
-    hold(training)
-    cluster.ask("scancel", job)
-    fields = cluster.wait(job, "CANCELLED", restarts=0)
-    slurm.wait(lambda: not cluster.ask("squeue", "--noheader"), "the job to end")
-    assert cluster.job(job)["JobState"] == "CANCELLED", fields
-    assert BACK not in printed(training, job)
-    # by any other launcher, too
-    assert run(training, config, world=2) == [0, 0], said(training)
-    assert f"continuing run from iteration {HERE + 1}" in said(training)
-    assert_same(straight, training)
-
-
 def test_an_array_of_seeds(cluster, config, training):
-    """One of which is warned: the one whose number is that of the array."""
-    job = cluster.submit(training, ["--array=0-1", "--time=10"], ["-c", "config.yaml", *HOLD], FOLDER="runs")
+    job = cluster.submit(training, ["--array=0-1", "--time=10"], ["-c", "config.yaml"], FOLDER="runs")
     for seed in (0, 1):
-        hold(training, ranks=1, seed=seed)
-    numbers = [cluster.ask("squeue", "--noheader", "--format=%A", f"--jobs={job}_{seed}") for seed in (0, 1)]
-    warned = numbers.index(job)
-    cluster.ask("scancel", "--signal=USR1", f"{job}_{warned}")
-    cluster.wait(f"{job}_{warned}", "PENDING", restarts=1)
-    (training / f"go-{1 - warned}").touch()
-    cluster.wait(f"{job}_{1 - warned}", "COMPLETED", restarts=0)
-    cluster.wait(f"{job}_{warned}", "COMPLETED", restarts=1)
-    assert f"job {job}_{warned} {BACK}" in printed(training, f"{job}_{warned}")
-    for seed in (0, 1):
+        cluster.wait(f"{job}_{seed}", "COMPLETED", restarts=0)
         alone, one = training / f"alone-{seed}", training / f"seed-{seed}"
         assert run(alone, config | {"seed_everything": seed}) == [0], said(alone)
         one.mkdir()
@@ -126,6 +103,9 @@ def test_an_array_of_seeds(cluster, config, training):
 
 # ------------------------------------------------------------------ what the script does with any program
 
+HEAD = f'trap "exit {TERM}" TERM; trap "exit {USR1}" USR1; echo process $SLURM_PROCID: $*'
+ENDS_WHEN_TOLD = '[ -n "$SLURM_RESTART_COUNT" ] && exit; sleep 60 & wait'
+
 
 @pytest.fixture
 def pretended(cluster, tmp_path):
@@ -133,7 +113,7 @@ def pretended(cluster, tmp_path):
 
     def submitted(does, *options, **environment):
         program = tmp_path / "program"
-        program.write_text(f"#!/usr/bin/env bash\necho process $SLURM_PROCID: $*\n{does}\n")
+        program.write_text(f"#!/usr/bin/env bash\n{HEAD}\n{does}\n")
         program.chmod(0o755)
         return cluster.submit(tmp_path, list(options), ["-c", "x"], LIGHTNING_GEN=str(program), **environment)
 
@@ -149,7 +129,7 @@ def test_it_ends_as_its_worst_process(cluster, pretended, tmp_path):
 
 
 def test_a_lost_process_ends_the_others(cluster, pretended):
-    job = pretended('[ "$SLURM_PROCID" = 0 ] && sleep 300; kill -KILL $$', "--nodes=2", PATIENCE="1")
+    job = pretended('[ "$SLURM_PROCID" = 0 ] || kill -KILL $$; sleep 300 & wait', "--nodes=2", PATIENCE="1")
     assert cluster.wait(job, "FAILED", restarts=0, patience=30)["ExitCode"] == "137:0"
 
 
@@ -162,11 +142,38 @@ def test_it_is_not_put_back_for_ever(cluster, pretended, tmp_path):
 
 def test_it_makes_way_for_another_job_and_continues(cluster, pretended, tmp_path):
     """Its processes are told to end, and have ended before Slurm would have ended the job."""
-    job = pretended(f'[ -n "$SLURM_RESTART_COUNT" ] && exit; trap "exit {TERM}" TERM; sleep 60 & wait', "--nodes=2")
-    slurm.wait(lambda: (tmp_path / f"slurm-{job}.out").exists() and "process 1" in printed(tmp_path, job), "the job")
+    job = pretended(ENDS_WHEN_TOLD, "--nodes=2")
+    slurm.wait(lambda: "process 1" in printed(tmp_path, job), "the job")
     urgent = cluster.ask("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
     cluster.wait(urgent, "COMPLETED")
     cluster.wait(job, "COMPLETED", restarts=1)
+
+
+def test_cancelled_it_is_not_put_back(cluster, pretended, tmp_path):
+    job = pretended(ENDS_WHEN_TOLD, "--nodes=2")
+    slurm.wait(lambda: "process 1" in printed(tmp_path, job), "the job")
+    cluster.ask("scancel", job)
+    cluster.wait(job, "CANCELLED", restarts=0)
+    slurm.wait(lambda: not cluster.ask("squeue", "--noheader"), "the job to end", 60)
+    assert cluster.job(job)["JobState"] == "CANCELLED"
+    assert f"job {job} was stopped from outside" in printed(tmp_path, job)
+
+
+def test_one_of_an_array_goes_back_alone(cluster, pretended, tmp_path):
+    """The one whose number is that of the array, which would stand for all of it."""
+    job = pretended(ENDS_WHEN_TOLD, "--array=0-1", FOLDER="runs")
+    for seed in (0, 1):
+        slurm.wait(lambda seed=seed: "process 0" in printed(tmp_path, f"{job}_{seed}"), "the jobs")
+    numbers = [cluster.ask("squeue", "--noheader", "--format=%A", f"--jobs={job}_{seed}") for seed in (0, 1)]
+    warned = numbers.index(job)
+    cluster.ask("scancel", "--signal=USR1", f"{job}_{warned}")
+    cluster.wait(f"{job}_{warned}", "COMPLETED", restarts=1)
+    assert cluster.job(f"{job}_{1 - warned}")["Restarts"] == "0"
+    cluster.ask("scancel", f"{job}_{1 - warned}")
+    assert f"job {job}_{warned} {BACK}" in printed(tmp_path, f"{job}_{warned}")
+    assert f"--seed_everything={warned} --trainer.default_root_dir=runs/seed-{warned}" in printed(
+        tmp_path, f"{job}_{warned}"
+    )
 
 
 def test_a_missing_environment_is_named(cluster, tmp_path):
