@@ -15,6 +15,7 @@ FLOORS = [
     ["errors", "files", "quiet", "nonfinite", "running_statistics", "__init__"],
     ["images", "seeding", "networks", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment"],
     ["gan.ada", "gan.warp", "gan.ada_transforms", "gan.latents", "labels", "metrics", "data", "checkpoint_files"],
+    ["agreement", "place", "epoch_means"],
     ["gan.__init__", "diffusion", "stepping", "ema", "ema_profiles", "posthoc", "optimizers", "loggers", "overhead"],
     ["module"],
     ["checkpoints", "results", "gan.module", "diffusion.module", "diffusion.drawing", "callbacks", "interop"],

@@ -29,3 +29,19 @@ def _environment():
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]])
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="module")
+def cluster(_environment, tmp_path_factory):
+    """A Slurm of two nodes."""
+    import slurm
+
+    lacking = slurm.missing()
+    if lacking:
+        pytest.skip(lacking)
+    cluster = slurm.Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

@@ -13,10 +13,9 @@ PATIENCE = 240
 
 
 class HoldAt(Callback):
-    """Hold this process before an iteration until it is told to stop, or let go; not in a job that was requeued.
+    """Hold this process before an iteration until it is told to stop; not in a job that was put back.
 
-    Where it stands is told by a file `holding-SEED-RANK` in the working folder, with the name of the node. A file
-    `go-SEED` lets go.
+    That it holds is told by a file `holding-RANK` in the working folder, with the name of the node.
 
     Args:
         iteration: number of the iteration, from 0.
@@ -28,12 +27,10 @@ class HoldAt(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step != self.iteration or "SLURM_RESTART_COUNT" in os.environ:
             return
-        seed = os.environ["PL_GLOBAL_SEED"]
-        told = Path(f"holding-{seed}-{trainer.global_rank}")
-        told.write_text(os.environ.get("SLURMD_NODENAME", ""))
+        Path(f"holding-{trainer.global_rank}").write_text(os.environ["SLURMD_NODENAME"])
         stopping = next(callback for callback in trainer.callbacks if isinstance(callback, SaveWhenStopped))
         until = time.monotonic() + PATIENCE
-        while not stopping._asked and not Path(f"go-{seed}").exists():
+        while not stopping._asked:
             if time.monotonic() > until:
                 raise TimeoutError("nobody came")
             time.sleep(0.05)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cluster" / "slurm.sbatch"
+BACK = "is put back into the queue, and continues"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 # processes meet at a port that is made of the job's number: of two Slurms on one machine, each has its own;
@@ -146,6 +147,12 @@ class Slurm:
     def log(self) -> str:
         """Return the end of what the controller wrote."""
         return "\n".join((self.folder / "slurmctld.log").read_text().splitlines()[-30:])
+
+
+def printed(folder: Path, number: str) -> str:
+    """Return what a job has printed."""
+    file = folder / f"slurm-{number}.out"
+    return file.read_text() if file.exists() else ""
 
 
 def wait(reached: Callable[[], bool], what: str, patience: float = 30) -> None:

@@ -1,7 +1,5 @@
 """Jobs of scripts/cluster/slurm.sbatch in a real Slurm: warned, requeued, cancelled, they lose nothing."""
 
-import signal
-
 import pytest
 import slurm
 import yaml
@@ -14,22 +12,6 @@ HERE = 2 * EPOCH + 2
 TWO_NODES = ["--nodes=2", "--time=10"]
 RUN = ["-c", "config.yaml", "--trainer.default_root_dir=run"]
 HOLD = ["--trainer.callbacks+=holds.HoldAt", f"--trainer.callbacks.iteration={HERE}"]
-SEED = 3
-TERM, USR1 = 128 + int(signal.SIGTERM), 128 + int(signal.SIGUSR1)
-BACK = "is put back into the queue, and continues"
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    lacking = slurm.missing()
-    if lacking:
-        pytest.skip(lacking)
-    cluster = slurm.Slurm(tmp_path_factory.mktemp("slurm"))
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture(scope="module")
@@ -52,29 +34,25 @@ def training(config, tmp_path):
     return tmp_path
 
 
-def hold(folder, ranks=2, seed=SEED):
-    """Wait until the processes of a job hold; return where they are."""
-    files = [folder / f"holding-{seed}-{rank}" for rank in range(ranks)]
+def hold(folder):
+    """Wait until the two processes of a job hold; return where they are."""
+    files = [folder / f"holding-{rank}" for rank in (0, 1)]
     slurm.wait(lambda: all(file.exists() and file.read_text() for file in files), "the job to train", 240)
     return [file.read_text() for file in files]
 
 
-def printed(folder, number):
-    file = folder / f"slurm-{number}.out"
-    return file.read_text() if file.exists() else ""
-
-
 def test_warned_before_the_limit_it_puts_itself_back(cluster, straight, training):
-    job = cluster.submit(training, [*TWO_NODES, "--signal=USR1@60"], [*RUN, *HOLD])
+    job = cluster.submit(training, [*TWO_NODES, "--signal=USR1@120"], [*RUN, *HOLD])
     assert hold(training) == ["n0", "n1"]
-    # Slurm looks every half minute whose time is soon up
-    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    # one to two minutes from now; Slurm looks every half minute whose time is soon up
+    minutes = int(cluster.job(job)["RunTime"].split(":")[1])
+    cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2}")
     cluster.wait(job, "PENDING", restarts=1)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     cluster.wait(job, "COMPLETED", restarts=1)
-    text = printed(training, job)
+    text = slurm.printed(training, job)
     assert text.count("saved run/checkpoints/last.ckpt") == 1
-    assert f"job {job} {BACK}" in text
+    assert f"job {job} {slurm.BACK}" in text
     assert f"continuing run from iteration {HERE + 1}" in text
     assert_same(straight, training)
 
@@ -84,9 +62,9 @@ def test_requeued_by_an_administrator(cluster, straight, training):
     hold(training)
     cluster.ask("scontrol", "requeue", job)
     cluster.wait(job, "COMPLETED", restarts=1)
-    text = printed(training, job)
+    text = slurm.printed(training, job)
     assert f"continuing run from iteration {HERE + 1}" in text
-    assert BACK not in text
+    assert slurm.BACK not in text
     assert_same(straight, training)
 
 
@@ -99,90 +77,3 @@ def test_an_array_of_seeds(cluster, config, training):
         one.mkdir()
         (one / "run").symlink_to(training / "runs" / f"seed-{seed}")
         assert_same(alone, one)
-
-
-# ------------------------------------------------------------------ what the script does with any program
-
-HEAD = f'trap "exit {TERM}" TERM; trap "exit {USR1}" USR1; echo process $SLURM_PROCID: $*'
-ENDS_WHEN_TOLD = '[ -n "$SLURM_RESTART_COUNT" ] && exit; sleep 60 & wait'
-
-
-@pytest.fixture
-def pretended(cluster, tmp_path):
-    """Submit a program that only does what the test says, in bash."""
-
-    def submitted(does, *options, **environment):
-        program = tmp_path / "program"
-        program.write_text(f"#!/usr/bin/env bash\n{HEAD}\n{does}\n")
-        program.chmod(0o755)
-        return cluster.submit(tmp_path, list(options), ["-c", "x"], LIGHTNING_GEN=str(program), **environment)
-
-    return submitted
-
-
-def test_it_ends_as_its_worst_process(cluster, pretended, tmp_path):
-    job = pretended('[ "$SLURM_PROCID" = 0 ] || exit 3', "--nodes=2")
-    assert cluster.wait(job, "FAILED")["ExitCode"] == "3:0"
-    arguments = "fit -c x --trainer.num_nodes=2 --trainer.devices=1"
-    for rank in (0, 1):
-        assert f"process {rank}: {arguments}\n" in printed(tmp_path, job)
-
-
-def test_a_lost_process_ends_the_others(cluster, pretended):
-    job = pretended('[ "$SLURM_PROCID" = 0 ] || kill -KILL $$; sleep 300 & wait', "--nodes=2", PATIENCE="1")
-    assert cluster.wait(job, "FAILED", restarts=0, patience=30)["ExitCode"] == "137:0"
-
-
-def test_it_is_not_put_back_for_ever(cluster, pretended, tmp_path):
-    job = pretended(f"exit {USR1}", MOST_RESTARTS="1")
-    assert cluster.wait(job, "FAILED", restarts=1)["ExitCode"] == f"{USR1}:0"
-    assert printed(tmp_path, job).count("process 0:") == 2
-    assert f"job {job} has been started anew 1 times and is not again" in printed(tmp_path, job)
-
-
-def test_it_makes_way_for_another_job_and_continues(cluster, pretended, tmp_path):
-    """Its processes are told to end, and have ended before Slurm would have ended the job."""
-    job = pretended(ENDS_WHEN_TOLD, "--nodes=2")
-    slurm.wait(lambda: "process 1" in printed(tmp_path, job), "the job")
-    urgent = cluster.ask("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true")
-    cluster.wait(urgent, "COMPLETED")
-    cluster.wait(job, "COMPLETED", restarts=1)
-
-
-def test_cancelled_it_is_not_put_back(cluster, pretended, tmp_path):
-    job = pretended(ENDS_WHEN_TOLD, "--nodes=2")
-    slurm.wait(lambda: "process 1" in printed(tmp_path, job), "the job")
-    cluster.ask("scancel", job)
-    cluster.wait(job, "CANCELLED", restarts=0)
-    slurm.wait(lambda: not cluster.ask("squeue", "--noheader"), "the job to end", 60)
-    assert cluster.job(job)["JobState"] == "CANCELLED"
-    assert f"job {job} was stopped from outside" in printed(tmp_path, job)
-
-
-def test_one_of_an_array_goes_back_alone(cluster, pretended, tmp_path):
-    """The one whose number is that of the array, which would stand for all of it."""
-    job = pretended(ENDS_WHEN_TOLD, "--array=0-1", FOLDER="runs")
-    for seed in (0, 1):
-        slurm.wait(lambda seed=seed: "process 0" in printed(tmp_path, f"{job}_{seed}"), "the jobs")
-    numbers = [cluster.ask("squeue", "--noheader", "--format=%A", f"--jobs={job}_{seed}") for seed in (0, 1)]
-    warned = numbers.index(job)
-    cluster.ask("scancel", "--signal=USR1", f"{job}_{warned}")
-    cluster.wait(f"{job}_{warned}", "COMPLETED", restarts=1)
-    assert cluster.job(f"{job}_{1 - warned}")["Restarts"] == "0"
-    cluster.ask("scancel", f"{job}_{1 - warned}")
-    assert f"job {job}_{warned} {BACK}" in printed(tmp_path, f"{job}_{warned}")
-    assert f"--seed_everything={warned} --trainer.default_root_dir=runs/seed-{warned}" in printed(
-        tmp_path, f"{job}_{warned}"
-    )
-
-
-def test_a_missing_environment_is_named(cluster, tmp_path):
-    job = cluster.submit(tmp_path, [], ["-c", "x"], LIGHTNING_GEN="no-such-program")
-    assert cluster.wait(job, "FAILED")["ExitCode"] == "127:0"
-    assert "there is no 'no-such-program'" in printed(tmp_path, job)
-
-
-def test_an_array_has_a_folder_that_the_same_command_finds_again(cluster, tmp_path):
-    job = cluster.submit(tmp_path, ["--array=7"], ["-c", "x"], LIGHTNING_GEN="true")
-    cluster.wait(f"{job}_7", "FAILED")
-    assert "FOLDER=runs/NAME" in printed(tmp_path, f"{job}_7")
