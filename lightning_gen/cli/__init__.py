@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments after the program's name; those of the process where they are not given.
 
     Returns:
-        The exit code: 0, 1 for a run that failed, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, 1 for a run that failed, 2 for wrong usage; 130 after Ctrl-C, 143 after SIGTERM and 138 after
+        SIGUSR1, where the run has saved and the same command continues it.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get("LIGHTNING_GEN_DEBUG", "0") not in ("", "0")

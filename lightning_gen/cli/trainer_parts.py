@@ -105,7 +105,7 @@ def _loggers(given: Any, command: str, folder: Path, first_step: int, rows: list
 
 def _tensorboard(folder: Path, first_step: int, rows: list[Logged] | None) -> TensorBoardLogger:
     """Make the logger; what is logged again, or put back from the checkpoint, is not shown twice."""
-    purge = None if first_step == 0 else first_step if rows is None else first_step - 1
+    purge = first_step if rows is None else first_step - 1
     logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=purge)
     for logged in rows or []:
         values = {name: value for name, value in logged.items() if name != "step"}
