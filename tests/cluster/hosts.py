@@ -1,5 +1,6 @@
 """Two hosts on this machine: network namespaces with a cable between them, names of their own, and nothing else."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "cluster" / "torchrun.sh"
 NAMES = ("machine-a", "machine-b")
 ADDRESSES = ("10.213.0.1", "10.213.0.2")
 PORT = 29500
+ETC = Path("/etc/netns")
 
 
 def missing() -> str | None:
@@ -38,10 +40,21 @@ class Hosts:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Hosts":
+        try:
+            self._make()
+        except BaseException:
+            self.end_all()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end_all()
+
+    def _make(self) -> None:
         a, b = self.spaces
         for space, name in zip(self.spaces, NAMES, strict=True):
             # what `ip netns exec` puts over /etc
-            etc = Path("/etc/netns") / space
+            etc = ETC / space
             etc.mkdir(parents=True)
             others = zip(ADDRESSES, NAMES, strict=True) if self.known else [("127.0.1.1", name)]
             hosts = [("127.0.0.1", "localhost"), *others]
@@ -52,18 +65,21 @@ class Hosts:
             _ip("-n", space, "address", "add", f"{address}/24", "dev", "cable")
             _ip("-n", space, "link", "set", "cable", "up")
             _ip("-n", space, "link", "set", "lo", "up")
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def end_all(self) -> None:
+        """End what runs on the hosts, and the hosts."""
         for process in self.processes:
             process.kill()
             process.wait()
         for space in self.spaces:
             left = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True).stdout.split()
             for process_id in left:
-                os.kill(int(process_id), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process_id), signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", space], capture_output=True)
-            shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+            shutil.rmtree(ETC / space, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others may have theirs there
+            ETC.rmdir()
 
     def torchrun(self, arguments: list[str], **environment: str) -> None:
         """Start the script on both, one process on each; `{address}` in the environment is the host's own."""

@@ -1,5 +1,6 @@
 """A Slurm of two nodes on this machine, in a folder of its own: started, used and ended by a test."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -109,7 +110,8 @@ class Slurm:
                     daemon.kill()
                     daemon.wait()
             for process in started_with(f"SLURM_CONF={self.configuration}"):
-                os.kill(process, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
 
     def ask(self, *command: str, check: bool = True) -> str:
         """Run one of Slurm's commands; return what it prints."""
