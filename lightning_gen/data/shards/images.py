@@ -1,0 +1,100 @@
+"""The images of shards as a data set: read by their place in a tar, and held against their checksum."""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gen.data.datasets import Batch, ImageDataset
+from lightning_gen.data.decoding import Decoder, UnreadableImage
+from lightning_gen.data.shards.copies import Copies
+from lightning_gen.data.shards.index import CRC, LABEL, LENGTH, OFFSET, Shard, Table
+from lightning_gen.data.shards.storage import Range, Storage
+from lightning_gen.errors import MissingData
+
+
+class ShardImages(ImageDataset):
+    """Images decoded from shards each time they are asked for; image i is the i-th of all, shard after shard.
+
+    Args:
+        storage: where the shards are.
+        shards: in order.
+        tables: of each of them.
+        decoder: makes an image of what is stored.
+        labeled: whether the images have labels.
+        copies: read instead of the storage where it is given.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        shards: Sequence[Shard],
+        tables: Sequence[Table],
+        decoder: Decoder,
+        labeled: bool,
+        copies: Copies | None = None,
+    ) -> None:
+        self.storage, self.shards, self.decoder, self.copies = storage, list(shards), decoder, copies
+        self.table = np.concatenate(tables, axis=1)
+        self.starts = np.cumsum([0] + [shard.images for shard in shards])
+        self.labels = torch.from_numpy(self.table[LABEL].copy()) if labeled else None
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def stored(self, indices: Tensor) -> list[bytes]:
+        """Return what is stored of these images, int64 `(B,)`, in this order, unchecked."""
+        rows = indices.numpy()
+        # in the order in which they lie there
+        ordered = np.argsort(rows, kind="stable")
+        wanted = [self._range(row) for row in rows[ordered].tolist()]
+        try:
+            found = self.copies.ranges(wanted) if self.copies is not None else self.storage.ranges(wanted)
+        except FileNotFoundError as error:
+            raise MissingData(
+                f"A shard in {self.storage.path} is no longer there ({error}). Bring it back, or leave missing shards"
+                " out with on_error='skip' (--data.on_error skip)."
+            ) from error
+        in_order: list[bytes] = [b""] * len(rows)
+        for place, content in zip(ordered.tolist(), found, strict=True):
+            in_order[place] = content
+        return in_order
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Decode the images of these indices, int64 `(B,)`, in this order.
+
+        Raises:
+            UnreadableImage: where one is not what was written; names the shard.
+        """
+        pairs = zip(indices.tolist(), self.stored(indices), strict=True)
+        batch = {"image": torch.stack([self._decoded(index, content) for index, content in pairs])}
+        if self.labels is not None:
+            batch["label"] = self.labels.index_select(0, indices)
+        return batch
+
+    def damaged(self, number: int) -> int:
+        """Read a shard and count the images in it that are not what was written."""
+        first, end = int(self.starts[number]), int(self.starts[number + 1])
+        wrong = 0
+        for start in range(first, end, 256):
+            block = torch.arange(start, min(start + 256, end))
+            pairs = zip(block.tolist(), self.stored(block), strict=True)
+            wrong += sum(zlib.crc32(content) != self.table[CRC, row] for row, content in pairs)
+        return wrong
+
+    def _range(self, row: int) -> Range:
+        shard = self.shards[int(np.searchsorted(self.starts, row, side="right")) - 1]
+        return Range(shard.file, int(self.table[OFFSET, row]), int(self.table[LENGTH, row]))
+
+    def _decoded(self, row: int, content: bytes) -> Tensor:
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        name = f"image {row - int(self.starts[number])} of the shard {self.shards[number].file} in {self.storage.path}"
+        if zlib.crc32(content) != self.table[CRC, row]:
+            raise UnreadableImage(
+                f"{name} is not what was written: the file is damaged. Remove it and repeat the `lightning-gen shards`"
+                " command that wrote it, which writes what is missing; or leave damaged shards out with on_error='skip'"
+                " and check='content' (--data.on_error skip --data.check content)."
+            )
+        return self.decoder(content, name)
