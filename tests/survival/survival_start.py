@@ -1,6 +1,7 @@
 """What a process of `runs.py` is forked from, and what it does."""
 
 import importlib
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ def command(args: list[str], folder: str, environment: dict[str, str], rank: int
     os.dup2(out, 1)
     os.dup2(out, 2)
     torch.set_num_threads(1)
+    # as in a process that was started by hand: workers of a fork server would load everything anew
+    multiprocessing.set_start_method("fork", force=True)
     from lightning_gen.cli import main
 
     code = main(args)

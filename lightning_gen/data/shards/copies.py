@@ -17,6 +17,9 @@ from lightning_gen.data.shards.index import DamagedShard, Shard
 from lightning_gen.data.shards.storage import OpenFiles, Range, Storage
 from lightning_gen.files import written_whole
 
+# shards that come at a time, in the background
+_FETCHERS = 4
+
 
 class Copies:
     """A folder of copies.
@@ -25,7 +28,7 @@ class Copies:
         storage: where the shards are.
         shards: all that may be asked for.
         folder: on a disk of this machine; made where it is missing.
-        limit: bytes that the copies take at most, but for those that are in use.
+        limit: bytes that the copies take; those that are being fetched may come on top.
     """
 
     def __init__(self, storage: Storage, shards: Iterable[Shard], folder: Path, limit: int) -> None:
@@ -80,7 +83,8 @@ class Copies:
         """Fetch shards in the background; what fails there is told by whoever needs them."""
         if self._wanted is None:
             self._wanted = queue.Queue()
-            threading.Thread(target=self._fetch, args=(self._wanted,), daemon=True).start()
+            for _ in range(_FETCHERS):
+                threading.Thread(target=self._fetch, args=(self._wanted,), daemon=True).start()
         for name in names:
             self._wanted.put(name)
 

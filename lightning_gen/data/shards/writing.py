@@ -174,9 +174,8 @@ class ShardWriter:
         """Write the images of a shard; return the names of those that could be read."""
         kept: list[str] = []
         reasons: list[str] = []
-        with path.open("wb") as stream:
-            # without the time of writing: the same images are the same bytes
-            tar = self._tar_writer(stream, encoder=False, mtime=0)
+        # without the time of writing: the same images are the same bytes
+        with path.open("wb") as stream, self._tar_writer(stream, encoder=False, mtime=0) as tar:
             for number, (name, stored) in enumerate(self.encoder.each(names), first):
                 if isinstance(stored, UnreadableImage):
                     reasons.append(str(stored))
@@ -186,7 +185,6 @@ class ShardWriter:
                     sample["cls"] = str(self.source.arrangement.label_of[name]).encode()
                 tar.write(sample)
                 kept.append(name)
-            tar.close()
         if reasons:
             shown = "\n".join(reasons[:_SHOWN])
             more = f"\n... and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
