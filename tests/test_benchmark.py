@@ -43,6 +43,7 @@ def check_measured(report):
         ("sqrt_trace", ["sqrt_trace/full rank", "sqrt_trace/rank deficient"]),
         pytest.param("features", ["features"], marks=pytest.mark.slow),
         ("data", ["data/digits 8x8", "data/memory 3x32x32"]),
+        ("shards", ["shards/3x32x32", "shards/3x128x128"]),
         ("diffusion_growth", ["diffusion_growth/resolution", "diffusion_growth/batch", "diffusion_growth/steps"]),
         ("diffusion_parts", ["diffusion_parts"]),
         ("diffusion_conv", ["diffusion_conv/256 to 128 channels, 32 px"]),

@@ -1,9 +1,13 @@
 """Storage that fsspec reaches, and copies of it on a disk."""
 
+import http.server
 import multiprocessing
 import os
 import sys
+import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +97,42 @@ def test_a_file_address_is_a_folder(folder, tmp_path):
     made = module(f"file://{tmp_path}/local")
     assert made.storage.folder == tmp_path / "local"
     assert batches(made) == batches(module(str(tmp_path / "local")))
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A file server that knows byte ranges, as object storage does."""
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        if path.is_dir():
+            return super().do_GET()
+        if not path.is_file():
+            return self.send_error(404)
+        content, wanted = path.read_bytes(), self.headers.get("Range")
+        if wanted:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            content = content[int(first) : int(last) + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_storage_with_connections_is_read_by_workers_too(folder, tmp_path, workers):
+    """Connections of the process that is forked are of no use to its workers."""
+    pytest.importorskip("aiohttp")
+    write(folder, tmp_path / "local")
+    plain = batches(module(str(tmp_path / "local"), flip=False))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        made = module(f"http://127.0.0.1:{server.server_port}/local", num_workers=workers, flip=False)
+        assert made.split("train")[0]["image"].shape == (3, 4, 4)  # a connection is open
+        assert batches(made) == plain
+        server.shutdown()
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_gen.data.datasets import Batch, ImageDataset
@@ -13,6 +14,9 @@ from lightning_gen.data.shards.copies import Copies
 from lightning_gen.data.shards.index import CRC, LABEL, LENGTH, OFFSET, Shard, Table
 from lightning_gen.data.shards.storage import Range, Storage
 from lightning_gen.errors import MissingData
+
+# images that are read at a time where all are checked
+_CHECKED = 256
 
 
 class ShardImages(ImageDataset):
@@ -45,11 +49,17 @@ class ShardImages(ImageDataset):
         return int(self.starts[-1])
 
     def stored(self, indices: Tensor) -> list[bytes]:
-        """Return what is stored of these images, int64 `(B,)`, in this order, unchecked."""
+        """Return what is stored of these images, int64 `(B,)`, in this order, unchecked.
+
+        Raises:
+            MissingData: where a shard is no longer there.
+        """
         rows = indices.numpy()
         # in the order in which they lie there
         ordered = np.argsort(rows, kind="stable")
-        wanted = [self._range(row) for row in rows[ordered].tolist()]
+        numbers, (offsets, lengths) = self._numbers(rows[ordered]), self.table[OFFSET : LENGTH + 1, rows[ordered]]
+        files = [self.shards[number].file for number in numbers.tolist()]
+        wanted = [Range(*part) for part in zip(files, offsets.tolist(), lengths.tolist(), strict=True)]
         try:
             found = self.copies.ranges(wanted) if self.copies is not None else self.storage.ranges(wanted)
         except FileNotFoundError as error:
@@ -67,9 +77,13 @@ class ShardImages(ImageDataset):
 
         Raises:
             UnreadableImage: where one is not what was written; names the shard.
+            MissingData: where a shard is no longer there.
         """
-        pairs = zip(indices.tolist(), self.stored(indices), strict=True)
-        batch = {"image": torch.stack([self._decoded(index, content) for index, content in pairs])}
+        rows = indices.numpy()
+        sums, numbers = self.table[CRC, rows].tolist(), self._numbers(rows)
+        places = (rows - self.starts[numbers]).tolist()
+        parts = zip(self.stored(indices), sums, numbers.tolist(), places, strict=True)
+        batch = {"image": torch.stack([self._decoded(*part) for part in parts])}
         if self.labels is not None:
             batch["label"] = self.labels.index_select(0, indices)
         return batch
@@ -78,20 +92,19 @@ class ShardImages(ImageDataset):
         """Read a shard and count the images in it that are not what was written."""
         first, end = int(self.starts[number]), int(self.starts[number + 1])
         wrong = 0
-        for start in range(first, end, 256):
-            block = torch.arange(start, min(start + 256, end))
-            pairs = zip(block.tolist(), self.stored(block), strict=True)
-            wrong += sum(zlib.crc32(content) != self.table[CRC, row] for row, content in pairs)
+        for start in range(first, end, _CHECKED):
+            rows = torch.arange(start, min(start + _CHECKED, end))
+            sums = self.table[CRC, rows.numpy()].tolist()
+            wrong += sum(zlib.crc32(content) != known for content, known in zip(self.stored(rows), sums, strict=True))
         return wrong
 
-    def _range(self, row: int) -> Range:
-        shard = self.shards[int(np.searchsorted(self.starts, row, side="right")) - 1]
-        return Range(shard.file, int(self.table[OFFSET, row]), int(self.table[LENGTH, row]))
+    def _numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of the shard of each image."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
 
-    def _decoded(self, row: int, content: bytes) -> Tensor:
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        name = f"image {row - int(self.starts[number])} of the shard {self.shards[number].file} in {self.storage.path}"
-        if zlib.crc32(content) != self.table[CRC, row]:
+    def _decoded(self, content: bytes, known: int, number: int, place: int) -> Tensor:
+        name = f"image {place} of the shard {self.shards[number].file} in {self.storage.path}"
+        if zlib.crc32(content) != known:
             raise UnreadableImage(
                 f"{name} is not what was written: the file is damaged. Remove it and repeat the `lightning-gen shards`"
                 " command that wrote it, which writes what is missing; or leave damaged shards out with on_error='skip'"

@@ -228,12 +228,12 @@ def _prefetch(copies: Copies, files: Sequence[str], numbers: list[int]) -> None:
     copies.prefetch(files[number] for number in numbers)
 
 
-def _unlike(shard: Shard, listed: dict[str, int]) -> str | None:
+def _unlike(shard: Shard, listed: dict[str, int | None]) -> str | None:
     """Say in which way a shard is not as it was written, as far as a list of files shows."""
     if shard.file not in listed:
         return "missing"
     if shard.table_file not in listed:
         return f"its table {shard.table_file} is missing"
-    if listed[shard.file] != shard.bytes:
+    if listed[shard.file] not in (shard.bytes, None):
         return f"has {listed[shard.file]} bytes, {shard.bytes} were written"
     return None

@@ -78,8 +78,8 @@ class Storage:
             self._opened = (os.getpid(), *_connected(self.path, self.options))
         return self._opened[1:]
 
-    def sizes(self) -> dict[str, int]:
-        """List the files: bytes of each by name; nothing where there is no such folder."""
+    def sizes(self) -> dict[str, int | None]:
+        """List the files: bytes of each by name, None where the storage does not say; {} where there is no folder."""
         if self.folder is not None:
             with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
                 return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
@@ -103,8 +103,9 @@ class Storage:
         if not names:
             return []
         system, folder = self._system()
-        content = system.cat([f"{folder}/{name}" for name in names])
-        return [content[f"{folder}/{name}"] for name in names]
+        paths = [f"{folder}/{name}" for name in names]
+        whole: list[bytes] = system.cat_ranges(paths, None, None, on_error="raise")
+        return whole
 
     def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
         """Return parts of files; what lies behind the end of a file is missing.

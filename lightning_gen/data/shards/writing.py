@@ -114,7 +114,7 @@ class ShardWriter:
             left_out[split] = first - sum(shard.images for shard in shards)
         return self._end(splits, counts, left_out)
 
-    def _begin(self) -> dict[str, int]:
+    def _begin(self) -> dict[str, int | None]:
         """Note what is to be written, or go on with it; return what is there.
 
         Raises:
@@ -149,17 +149,18 @@ class ShardWriter:
 
     # ---- one shard
 
-    def _there(self, file: str, listed: dict[str, int]) -> tuple[Shard, Table] | None:
+    def _there(self, file: str, listed: dict[str, int | None]) -> tuple[Shard, Table] | None:
         """Return a shard that has been written before, with its table."""
-        if file not in listed or table_file(file) not in listed:
+        size = listed.get(file)
+        if size is None or table_file(file) not in listed:
             return None
         (content,) = self.storage.read(table_file(file))
         digest = hashlib.sha256(content).hexdigest()
-        table = read_table(content, Shard(file, listed[file], 0, digest))
+        table = read_table(content, Shard(file, size, 0, digest))
         end = int((table[OFFSET] + table[LENGTH]).max(initial=0))
-        if listed[file] % _RECORD or listed[file] < end:  # cut short by another hand
+        if size % _RECORD or size < end:  # cut short by another hand
             return None
-        return Shard(file, listed[file], table.shape[1], digest), table
+        return Shard(file, size, table.shape[1], digest), table
 
     def _write(self, file: str, names: Sequence[str], first: int) -> tuple[Shard, Table]:
         """Write a shard and its table; `first` is the number of its first image among those of the split."""
