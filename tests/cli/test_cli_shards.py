@@ -102,6 +102,23 @@ def test_a_damaged_shard_is_told_in_a_sentence(written, here, run):
     assert code == 0, err
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_met_while_training_is_told_in_a_sentence(written, here, run, workers):
+    for path in (here / "out").glob("train-*.tar"):
+        content = bytearray(path.read_bytes())
+        content[int(np.load(path.with_suffix(".npy"))[0, 0]) + 20] ^= 1
+        path.write_bytes(content)
+    data = ["--data=ShardsDataModule", "--data.path=out", "--data.batch_size=16", f"--data.num_workers={workers}"]
+    args = [arg for arg in BASE if not arg.startswith("--data")]
+    code, _, err = run("fit", *args, *data, "--trainer.num_sanity_val_steps=0")
+    assert code == 1
+    told = err[err.index("lightning-gen fit: error:") :]
+    assert "is not what was written: the file is damaged" in told
+    assert "Traceback" not in told
+    assert "Caught" not in told
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
