@@ -166,9 +166,9 @@ SHARDS = """\
 usage: lightning-gen shards FOLDER_OR_ZIP OUT [options]
 
 Write the images of a folder or zip archive as shards: tar files as WebDataset has them, with an index beside
-them. Folders train/, val/, test/ are the splits, folders below the classes, as for any folder of images. Images
-that have their size already are stored as they are. Stopped, the same command continues where it was; after a
-damaged shard was removed, it writes that one again. docs/data.md tells how to train from them.
+them. Folders train/, val/, test/ are the splits, folders below the classes, as for any folder of images.
+Images that have their size already are stored as they are. Stopped, the same command continues where it was;
+after a damaged shard was removed, it writes that one again. docs/data.md tells how to train from them.
 
 options:
   OUT                       a new folder, or its address for fsspec: s3://bucket/folder, ...

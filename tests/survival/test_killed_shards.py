@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from families import EPOCH, EVERY, FAMILIES, STEPS, configuration, part
+from families import EPOCH, EVERY, FAMILIES, configuration, part
 from PIL import Image
 from runs import differing, kept, killed_by, rows, run, said
 
@@ -12,7 +12,7 @@ from lightning_gen.data import DigitsDataModule, ImageFolderDataModule
 from lightning_gen.data.shards.writing import ShardWriter
 
 pytest.importorskip("webdataset")
-BATCH = 16
+BATCH, STEPS = 16, 2 * EPOCH
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,8 @@ def config_of(shards, workers=0):
     """A run whose epochs end where the shards do."""
     model, batches = FAMILIES["gan"]
     saving = part("LastCheckpoint", every_n_steps=EVERY)
-    config = configuration(model, batches, limit_train_batches=1.0, limit_val_batches=0, callbacks=[saving])
+    whole = {"limit_train_batches": 1.0, "limit_val_batches": 0, "max_steps": STEPS}
+    config = configuration(model, batches, **whole, callbacks=[saving])
     reading = {"path": str(shards), "batch_size": BATCH, "num_workers": workers, "window": 3, "lanes": 2}
     return config | {"data": part("ShardsDataModule", **reading)}
 
