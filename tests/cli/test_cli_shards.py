@@ -78,6 +78,15 @@ def test_training_from_shards(written, run):
     assert code == 0, err
 
 
+def test_scores_are_held_against_shards(pictures, run):
+    assert run("shards", "pictures", "out")[0] == 0
+    args = ("--split", "train", "--metrics", "fd-lenet5", "--n", 32, "--out", "scores.json")
+    code, out, err = run("evaluate", "--samples", "pictures", "--data", "out", *args)
+    assert code == 0, err
+    assert "fd-lenet5" in out
+    assert "pictures (--data out)" in (pictures.parent / "scores.json").read_text() + out
+
+
 def test_training_by_class_path_in_yaml(written, here, run):
     (here / "mine.yaml").write_text(
         "data:\n  class_path: lightning_gen.data.ShardsDataModule\n  init_args: {path: out, batch_size: 16}\n"

@@ -166,6 +166,17 @@ def test_copies_hold_the_same_and_are_fetched_once(remote, tmp_path, monkeypatch
     assert len(fetched) == 6
 
 
+def test_workers_read_copies_that_come_meanwhile(remote, tmp_path):
+    plain = [batches(module(flip=False), epoch) for epoch in (0, 1)]
+    size = module().index.splits["train"][0].bytes
+    shared = module(flip=False, num_workers=2, cache=str(tmp_path), cache_gb=4.5 * size / 1e9)
+    loader = shared.train_dataloader()
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        assert [number_of(batch["image"]).tolist() for batch in loader] == plain[epoch]
+    del loader
+
+
 def test_copies_are_limited_and_come_again(remote, tmp_path, monkeypatch):
     plain = [batches(module(flip=False), epoch) for epoch in (0, 1)]
     size = module().index.splits["train"][0].bytes
