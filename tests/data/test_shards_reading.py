@@ -1,7 +1,9 @@
 """Shards as a data module: the same images as in the folder, in an order that depends on seed and epoch alone."""
 
+import errno
 import gc
 import json
+import os
 import pickle
 import tarfile
 import zlib
@@ -302,6 +304,19 @@ def test_all_content_can_be_checked_before_training(shards):
     with pytest.warns(UserWarning, match="Left out: 1 of 6"):
         loader = module(shards, check="content", on_error="skip").train_dataloader()
     assert len(flat(numbers(loader, 0))) == 48
+
+
+def test_a_shard_that_cannot_be_read_at_all_counts_as_damaged(shards, monkeypatch):
+    pread, file = os.pread, (shards / "train-00002.tar").stat()
+
+    def broken(descriptor, length, start):
+        if os.path.samestat(os.fstat(descriptor), file):
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(descriptor, length, start)
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(DamagedShard, match=r"train-00002.tar: 10 of its 10 images"):
+        module(shards, check="content").setup("fit")
 
 
 def test_a_table_of_another_shard_is_found(shards):

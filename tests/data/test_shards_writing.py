@@ -181,6 +181,7 @@ def test_a_shard_that_was_removed_is_written_again(folder, tmp_path):
     whole = files(out)
     (out / "train-00001.tar").unlink()
     (out / "val-00000.npy").unlink()
+    (out / "train-00002.npy").write_bytes(whole["train-00002.npy"][:100])
     (out / "test-00000.tar").write_bytes(whole["test-00000.tar"][:-4096])
     write(folder, out)
     assert files(out) == whole

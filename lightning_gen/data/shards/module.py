@@ -189,7 +189,8 @@ class ShardsDataModule(ImageDataModule):
         """Stop at shards that cannot be read, or tell which are left out.
 
         Raises:
-            DamagedShard: where they are not to be left out, or none is left.
+            DamagedShard: where they are not to be left out.
+            MissingData: where none is left.
         """
         lines = [f"{name}: {why}" for name, why in wrong.items()]
         shown = "\n".join(lines[:_SHOWN]) + (f"\n... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")

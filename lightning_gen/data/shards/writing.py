@@ -126,7 +126,7 @@ class ShardWriter:
                 self.storage.remove(name)
         if PLAN in listed:
             (content,) = self.storage.read(PLAN)
-            if json.loads(content).get("digest") == self.plan.digest:
+            if f'"digest": "{self.plan.digest}"'.encode() in content:
                 return listed
             raise RunError(
                 f"{self.storage.path} holds shards of other images, or with other options: give another folder for"
@@ -150,13 +150,16 @@ class ShardWriter:
     # ---- one shard
 
     def _there(self, file: str, listed: dict[str, int | None]) -> tuple[Shard, Table] | None:
-        """Return a shard that has been written before, with its table."""
+        """Return a shard that has been written before, with its table; None where one of them is not whole."""
         size = listed.get(file)
         if size is None or table_file(file) not in listed:
             return None
         (content,) = self.storage.read(table_file(file))
         digest = hashlib.sha256(content).hexdigest()
-        table = read_table(content, Shard(file, size, 0, digest))
+        try:
+            table = read_table(content, Shard(file, size, 0, digest))
+        except (ValueError, EOFError):  # storage that shows a file before all of it has come
+            return None
         end = int((table[OFFSET] + table[LENGTH]).max(initial=0))
         if size % _RECORD or size < end:  # cut short by another hand
             return None
