@@ -28,6 +28,7 @@ _PUBLIC = {
     "MissingExtra": "errors",
     "RunCSVLogger": "loggers",
     "SampleGrid": "callbacks",
+    "ShardsDataModule": "data",
     "load_checkpoint": "checkpoints",
     "load_data": "data",
     "load_module": "checkpoints",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         FashionMNISTDataModule,
         ImageFolderDataModule,
         MNISTDataModule,
+        ShardsDataModule,
         load_data,
     )
     from lightning_gen.diffusion.module import Diffusion
@@ -71,6 +73,7 @@ __all__ = [
     "MissingExtra",
     "RunCSVLogger",
     "SampleGrid",
+    "ShardsDataModule",
     "__version__",
     "load_checkpoint",
     "load_data",

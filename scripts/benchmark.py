@@ -29,6 +29,7 @@ ROWS = {
     "sqrt_trace": "metrics",
     "features": "metrics",
     "data": "data",
+    "shards": "shards",
     "diffusion_forward": "diffusion",
     "diffusion_forward_bf16": "diffusion",
     "diffusion_forward_compiled": "diffusion",
@@ -46,7 +47,7 @@ ROWS = {
     "diffusion_growth": "diffusion_own",
     "diffusion_parts": "diffusion_own",
 }
-PEERS = ("torchvision", "torchmetrics", "torch-fidelity", "diffusers", "scipy", "numpy")
+PEERS = ("webdataset", "torchvision", "torchmetrics", "torch-fidelity", "diffusers", "scipy", "numpy")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

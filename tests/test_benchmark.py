@@ -43,6 +43,14 @@ def check_measured(report):
         ("sqrt_trace", ["sqrt_trace/full rank", "sqrt_trace/rank deficient"]),
         pytest.param("features", ["features"], marks=pytest.mark.slow),
         ("data", ["data/digits 8x8", "data/memory 3x32x32"]),
+        pytest.param(
+            "shards",
+            ["shards/3x32x32", "shards/3x128x128"],
+            marks=[  # workers are forked, on machines of any number of cores
+                pytest.mark.filterwarnings("ignore:.*worker processes in total.*:UserWarning"),
+                pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning"),
+            ],
+        ),
         ("diffusion_growth", ["diffusion_growth/resolution", "diffusion_growth/batch", "diffusion_growth/steps"]),
         ("diffusion_parts", ["diffusion_parts"]),
         ("diffusion_conv", ["diffusion_conv/256 to 128 channels, 32 px"]),

@@ -111,6 +111,13 @@ def _run(command: str, args: list[str]) -> int:
         from lightning_gen.cli.converting import convert
 
         return convert(chosen)
+    if command == "shards":
+        from lightning_gen.cli.options import parse_shards
+
+        chosen = parse_shards(args)
+        from lightning_gen.cli.sharding import shards
+
+        return shards(chosen)
     from lightning_gen.cli import train
 
     return train.run(command, args)
@@ -143,6 +150,7 @@ def _stopped(command: str, how: str, code: int) -> int:
         more = {
             "fit": "; the same command continues from the newest checkpoint",
             "sample": "; the same command continues where it was",
+            "shards": "; the same command continues where it was",
         }
         print(f"\nlightning-gen {command}: {how}{more.get(command, '')}.", file=sys.stderr)
     return code

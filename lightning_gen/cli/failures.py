@@ -33,7 +33,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         from lightning_gen.cli.naming import explain_parsing
 
         return explain_parsing(error), USAGE
-    for explanation in (_peer, _ours, _worker, _memory, _files, _extra):
+    for explanation in (_peer, _worker, _killed_worker, _ours, _memory, _files, _extra):
         text = explanation(error)
         if text is not None:
             return text, FAILED
@@ -50,6 +50,15 @@ def _ours(error: BaseException) -> str | None:
     if isinstance(error, (ValueError, TypeError)) and raised_here(error):
         return _paragraph(error)
     return None
+
+
+def _worker(error: BaseException) -> str | None:
+    """Explain what this package's code raised in a process that loads data; torch hands on its traceback as a text."""
+    text = str(error)
+    if not re.match(r"Caught \w+ in DataLoader worker process \d+\.\n", text):
+        return None
+    raised = re.split(r"^lightning_gen\.[\w.]+: ", text, flags=re.MULTILINE)
+    return raised[-1].strip() if len(raised) > 1 else None
 
 
 def _memory(error: BaseException) -> str | None:
@@ -73,7 +82,7 @@ def _peer(error: BaseException) -> str | None:
     return None
 
 
-def _worker(error: BaseException) -> str | None:
+def _killed_worker(error: BaseException) -> str | None:
     killed = re.search(r"DataLoader worker.* (is killed by signal|exited unexpectedly)", str(error))
     if not isinstance(error, RuntimeError) or killed is None:
         return None

@@ -1,4 +1,4 @@
-"""The options of `sample`, `evaluate` and `convert`, read before torch is loaded."""
+"""The options of `sample`, `evaluate`, `convert` and `shards`, read before torch is loaded."""
 
 import argparse
 from typing import Any, NoReturn
@@ -21,6 +21,14 @@ class Parser(argparse.ArgumentParser):
         """Raise a UsageError."""
         raise UsageError(f"{message}. `{self.prog} --help` shows the options.")
 
+    def parse_all(self, args: list[str]) -> argparse.Namespace:
+        """Read the options; one that there is not is an error, which names the nearest."""
+        options, rest = self.parse_known_args(args)
+        if rest:
+            close = nearest(rest[0].partition("=")[0], self.flags(), n=1)
+            self.error(f"'{rest[0]}' is not understood.{f' Did you mean {close[0]}?' if close else ''}")
+        return options
+
     def flags(self) -> list[str]:
         """Return all options."""
         return [flag for action in self._actions for flag in action.option_strings]
@@ -40,7 +48,22 @@ def _seed(text: str) -> int:
     return value
 
 
+def _megabytes(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"a number above 0 is needed, given was {text}")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to below 1 is needed, given was {text}")
+    return value
+
+
 _positive.__name__, _seed.__name__ = "whole number", "whole number"
+_megabytes.__name__, _fraction.__name__ = "number", "number"
 
 
 def _common(parser: Parser, n: int | None) -> None:
@@ -96,10 +119,7 @@ def parse_convert(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=_positive)
     for flag in ("--nearest", "--null_class"):
         parser.add_argument(flag, action="store_true")
-    options, rest = parser.parse_known_args(args)
-    if rest:
-        close = nearest(rest[0].partition("=")[0], parser.flags(), n=1)
-        parser.error(f"'{rest[0]}' is not understood.{f' Did you mean {close[0]}?' if close else ''}")
+    options = parser.parse_all(args)
     if (options.source is None) == (options.target is None):
         raise UsageError("Give what is to be converted: either --from FORMAT PATH, or --to FORMAT with --ckpt_path.")
     if options.source is not None and options.source[0] not in FORMATS:
@@ -120,6 +140,32 @@ def parse_convert(args: list[str]) -> argparse.Namespace:
         raise UsageError("--sigma_rel and --images are about averages, --from ema.")
     if options.out is None:
         raise UsageError("--out says where to write: a checkpoint (model.ckpt), or a new folder for diffusers.")
+    return options
+
+
+def parse_shards(args: list[str]) -> argparse.Namespace:
+    """Read the options of `shards`."""
+    parser = Parser("shards")
+    parser.add_argument("source", nargs="?")
+    parser.add_argument("out", nargs="?")
+    parser.add_argument("--size", type=_positive)
+    parser.add_argument("--resize", choices=("crop", "stretch", "pad"), default="crop")
+    parser.add_argument("--filter", choices=("bicubic", "lanczos", "box"), default="bicubic")
+    parser.add_argument("--channels", type=int, choices=(1, 3))
+    parser.add_argument("--no_labels", action="store_true")
+    parser.add_argument("--val_fraction", type=_fraction, default=0.1)
+    parser.add_argument("--test_fraction", type=_fraction, default=0.1)
+    parser.add_argument("--on_error", choices=("raise", "skip"), default="raise")
+    parser.add_argument("--shard_mb", type=_megabytes, default=64.0)
+    parser.add_argument("--jpeg_quality", type=_positive)
+    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--name")
+    options = parser.parse_all(args)
+    if options.source is None or options.out is None:
+        raise UsageError(
+            "Give a folder or .zip file of images, and a new folder for the shards: lightning-gen shards"
+            " FOLDER_OR_ZIP OUT."
+        )
     return options
 
 

@@ -13,6 +13,7 @@ commands:
   sample     draw samples from a checkpoint into PNG files, an npz or a grid
   evaluate   score a checkpoint, or a folder of samples, against real images
   convert    bring models of other libraries in, and take ours out
+  shards     write large data as shards, for disks, shared file systems and object storage
   list       show the packaged configurations and their recorded results
 
   --help     this page; after a command, its own page
@@ -166,6 +167,35 @@ examples:
   lightning-gen convert --from ema runs/diffusion/cifar10_edm --sigma_rel 0.12 --out wider.ckpt
 """
 
+SHARDS = """\
+usage: lightning-gen shards FOLDER_OR_ZIP OUT [options]
+
+Write the images of a folder or zip archive as shards: tar files as WebDataset has them, with an index beside
+them. Folders train/, val/, test/ are the splits, folders below the classes, as for any folder of images.
+Images that have their size already are stored as they are. Stopped, the same command continues where it was;
+after a damaged shard was removed, it writes that one again. docs/data.md tells how to train from them.
+
+options:
+  OUT                       a new folder, or its address for fsspec: s3://bucket/folder, ...
+  --size N                  height and width (default: as they are, all of one size)
+  --resize crop|stretch|pad --filter bicubic|lanczos|box
+                            how they get it (default: crop, bicubic)
+  --channels 1|3            gray or RGB (default: gray if all are)
+  --shard_mb N              about how large a shard gets, in 1e6 bytes (default: 64)
+  --jpeg_quality N          store what is resized as JPEG, 1 to 100 (default: PNG, which loses nothing)
+  --no_labels               folders are no classes
+  --val_fraction X --test_fraction X
+                            share of the images that become a split without a folder (default: 0.1)
+  --on_error raise|skip     stop at a file that cannot be read, or leave it out and count it (default: raise)
+  --seed N                  of the order in which training images are dealt to shards (default: 0)
+  --name NAME               what protocols call the data (default: the folder's name)
+
+examples:
+  lightning-gen shards photos.zip shards/photos --size 256
+  lightning-gen shards imagenet s3://bucket/imagenet64 --size 64 --on_error skip
+  lightning-gen fit -c mine.yaml --data ShardsDataModule --data.path shards/photos
+"""
+
 LIST = """\
 usage: lightning-gen list [TEXT]
 
@@ -188,5 +218,6 @@ PAGES = {
     "sample": SAMPLE,
     "evaluate": EVALUATE,
     "convert": CONVERT,
+    "shards": SHARDS,
     "list": LIST,
 }

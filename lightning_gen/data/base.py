@@ -183,7 +183,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Loader:
         """Give full batches in the order of the epoch, each rank its share."""
         view = BatchView(self.split("train"), flip=self.flip, seed=self.seed)
-        sampler = EpochSampler(view, **self._ranks(), seed=self.seed)
+        sampler = self._train_sampler(view)
         batch_size = self.rank_batch_size
         loader = self._loader(view, sampler, batch_size, drop_last=len(sampler) >= batch_size)
         if self._resume_at is not None:
@@ -191,6 +191,9 @@ class ImageDataModule(LightningDataModule, ABC):
             self._resume_at = None  # a later fit with this module begins anew
         self._train_loader = loader
         return loader
+
+    def _train_sampler(self, view: BatchView) -> EpochSampler:
+        return EpochSampler(view, **self._ranks(), seed=self.seed)
 
     def val_dataloader(self) -> Loader:
         """Give every image of the validation split once, in order."""

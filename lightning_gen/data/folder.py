@@ -130,7 +130,8 @@ class ImageFolderDataModule(ImageDataModule):
         return Arrangement(splits, given.class_names, given.label_of)
 
     @cached_property
-    def _decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:
+        """Makes an image of the wanted size of a file."""
         channels = self.channels or (1 if self._all_gray() else 3)
         expected = self._first_size() if self.size is None else None
         strict = self.channels is None and channels == 1
@@ -160,7 +161,7 @@ class ImageFolderDataModule(ImageDataModule):
         raise UnreadableImage(f"None of the {len(self.files.names)} image files in {self.path} can be read.")
 
     def _describe(self) -> Description:
-        decoder, names = self._decoder, self.arrangement.class_names
+        decoder, names = self.decoder, self.arrangement.class_names
         height, width = decoder.expected or (self.size, self.size)
         if height is None or width is None:
             raise ValueError("The size of the images is not known.")
@@ -194,7 +195,7 @@ class ImageFolderDataModule(ImageDataModule):
     def _file_images(self, names: list[str]) -> FileImages:
         label_of, num_classes = self.arrangement.label_of, self.num_classes
         labels = None if num_classes is None else torch.tensor([label_of[name] for name in names])
-        return FileImages(self.files, names, self._decoder, labels, num_classes)
+        return FileImages(self.files, names, self.decoder, labels, num_classes)
 
     def _report(self, split: Split, left_out: dict[str, str], n_files: int) -> None:
         """Tell which files were left out, and why."""

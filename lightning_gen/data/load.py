@@ -1,4 +1,4 @@
-"""Data by name, or by the path of a folder or archive."""
+"""Data by name, or by the path of a folder, an archive or shards."""
 
 import inspect
 import os
@@ -12,6 +12,8 @@ from lightning_gen.data.digits import DigitsDataModule
 from lightning_gen.data.fashion_mnist import FashionMNISTDataModule
 from lightning_gen.data.folder import ImageFolderDataModule
 from lightning_gen.data.mnist import MNISTDataModule
+from lightning_gen.data.shards.index import INDEX, PLAN
+from lightning_gen.data.shards.module import ShardsDataModule
 from lightning_gen.errors import choose, did_you_mean
 
 DATA: dict[str, type[ImageDataModule]] = {
@@ -24,13 +26,13 @@ DATA: dict[str, type[ImageDataModule]] = {
 
 
 def load_data(name_or_folder: str, **kwargs: Any) -> ImageDataModule:
-    """Make the data module of a data set by name, or of a folder or zip archive of images.
+    """Make the data module of a data set by name, or of a folder of images, a zip archive of one, or shards.
 
     A name goes before a folder of the same name in the working folder: write `./mnist` for the folder.
 
     Args:
         name_or_folder: "digits", "mnist", "fashion-mnist", "cifar10", "cifar100" (upper case and "_" or
-            "-" make no difference), or a path.
+            "-" make no difference), or a path; an address for fsspec (`s3://...`) is one of shards.
         **kwargs: arguments of the data module.
 
     Raises:
@@ -41,11 +43,17 @@ def load_data(name_or_folder: str, **kwargs: Any) -> ImageDataModule:
     name = next((name for name in DATA if _plain(name) == plain), name_or_folder)
     looks_like_path = any(mark in name for mark in (os.sep, "/", ".", "~"))
     if name not in DATA and (looks_like_path or Path(name).exists()):
-        _check_arguments(ImageFolderDataModule, kwargs)
-        return ImageFolderDataModule(name, **kwargs)
+        of_path = ShardsDataModule if _holds_shards(name) else ImageFolderDataModule
+        _check_arguments(of_path, kwargs)
+        return of_path(name, **kwargs)
     kind = choose("data set, folder or archive", name, DATA)
     _check_arguments(kind, kwargs)
     return kind(**kwargs)
+
+
+def _holds_shards(path: str) -> bool:
+    folder = Path(path).expanduser()
+    return "://" in path or (folder / INDEX).is_file() or (folder / PLAN).is_file()
 
 
 def _plain(name: str) -> str:

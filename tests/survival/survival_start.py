@@ -1,6 +1,7 @@
 """What a process of `runs.py` is forked from, and what it does."""
 
 import importlib
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ def command(args: list[str], folder: str, environment: dict[str, str], rank: int
     torch.set_num_threads(1)
     # Lightning read it from the environment when it was imported, which was before
     rank_zero_only.rank = rank
+    # as in a process that was started by hand: workers of a fork server would load everything anew
+    multiprocessing.set_start_method("fork", force=True)
     from lightning_gen.cli import main
 
     code = main(args)
