@@ -77,7 +77,7 @@ class RunFolder:
                 path = Path(state["best_model_path"])
                 # a folder may have been moved since
                 for place in (path, self.path / "checkpoints" / path.name):
-                    if place.is_file():
+                    if place.exists():
                         return place
         raise UsageError(
             f"No checkpoint of {self.path} is known as the best: a ModelCheckpoint with `monitor` decides which one"

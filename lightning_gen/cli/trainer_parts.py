@@ -15,6 +15,7 @@ from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.cli.folder import dump
 from lightning_gen.files import written_whole
+from lightning_gen.fsdp2 import FSDP2
 from lightning_gen.loggers import Logged, RunCSVLogger
 
 
@@ -121,5 +122,9 @@ def _any(objects: list[Any], cls: type) -> bool:
 
 def _takes_io(strategy: Any) -> bool:
     """Whether a strategy saves through a CheckpointIO; sharding ones write folders of their own."""
+    if isinstance(strategy, FSDP2):
+        return True
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name.startswith("fsdp2"):
+        return True
     return not any(word in name.lower() for word in ("fsdp", "deepspeed", "modelparallel", "model_parallel"))

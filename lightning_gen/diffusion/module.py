@@ -236,10 +236,10 @@ class Diffusion(DenoisingSampler):
         self.log_scalars(logs, bar=("loss",))
 
     def _learn_times(self, losses: Losses) -> None:
-        """Tell the sampler of times the losses of all processes."""
+        """Tell the sampler of times the losses of all processes, in the order that one process would have them in."""
         told = cast(Tensor, self.all_gather(torch.stack([losses.t, losses.error.to(losses.t.dtype)])))
         t, error = told.reshape(-1, 2, len(losses.t)).unbind(1)
-        self.times.update(self.path, t.flatten(), error.flatten())
+        self.times.update(self.path, t.T.flatten(), error.T.flatten())
 
     def _losses(
         self, network: nn.Module, batch: dict[str, Tensor], stream: RandomStream, training: bool = False

@@ -49,6 +49,7 @@ from lightning_gen.networks.base import Discriminator, DiscriminatorOutput, Gene
 from lightning_gen.nonfinite import NonFinitePolicy, checked
 from lightning_gen.optimizers import GANAdam
 from lightning_gen.seeding import GeneratorStream, RandomStream
+from lightning_gen.sharding import keep_through_backward
 from lightning_gen.stepping import ClipAlgorithm, eager, evaluating, frozen, tracking_layers, untracked_statistics
 
 LossName = Literal["saturating", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic_pairing"]
@@ -187,6 +188,12 @@ class GAN(GenerativeModule):
             if self.compile_networks:
                 self.generator.compile()
                 self.discriminator.compile()
+
+    def configure_model(self) -> None:
+        """Share the networks out over the processes, where the strategy asks for it; once."""
+        super().configure_model()
+        if self.sharded and self.penalties:
+            keep_through_backward(self.discriminator)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take one step of D, or a part of it where gradients are accumulated; after the last one, a step of G."""
