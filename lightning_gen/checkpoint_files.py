@@ -126,6 +126,18 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     return _unpickle(path, map_location, mmap)
 
 
+def checked(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of which its weights are not wanted: a file as a whole, a folder without its weights.
+
+    A folder may be larger than a process's memory; it has its name only once it is whole.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        CheckpointError: see `load_checkpoint`.
+    """
+    return peek(path) if is_checkpoint_folder(path) else load_checkpoint(path)
+
+
 def peek(path: str | Path) -> dict[str, Any]:
     """Read what a checkpoint says, leaving its tensors on the disk; damage to these is not noticed."""
     path = Path(path)

@@ -11,13 +11,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.optim import Optimizer
@@ -92,6 +92,8 @@ class _Index(pickle.Unpickler):
     """Reads the index: names of torch's own records and of plain types, nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if module in ("pathlib", "pathlib._local") and name.endswith("Path"):
+            return PurePath  # where it was written
         if not _NAMES.fullmatch(f"{module}.{name}"):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
@@ -161,7 +163,7 @@ def read_whole(path: Path) -> dict[str, Any]:
 
     checkpoint, state = read_rest(path), dict[str, Any]()
     with _told(path):
-        _load_state_dict(state, storage_reader=_Reader(path), planner=_WholePlanner(), no_dist=True)
+        _load_state_dict(state, storage_reader=_Reader(path), planner=_WholePlanner(), no_dist=True)  # type: ignore[no-untyped-call]
     checkpoint["state_dict"] = state.pop("state_dict", {})
     numbers = sorted(int(key.removeprefix("optimizer_")) for key in state if key.startswith("optimizer_"))
     if numbers:
@@ -188,18 +190,18 @@ def load_parts(path: Path, model: nn.Module, optimizers: Sequence[Optimizer], st
     Raises:
         CheckpointError: where it is damaged, or holds more than tensors and plain data.
     """
-    from torch.distributed import checkpoint
     from torch.distributed.checkpoint import state_dict as states
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     rest = read_rest(path)
     with _told(path):
         weights: dict[str, Any] = {"state_dict": states.get_model_state_dict(model)}
-        checkpoint.load(weights, storage_reader=_Reader(path), planner=_Planner())
+        load(weights, storage_reader=_Reader(path), planner=_Planner())
         model.load_state_dict(weights["state_dict"], strict=strict)
         for number, optimizer in enumerate(optimizers):
             key = f"optimizer_{number}"
             moved: dict[str, Any] = {key: states.get_optimizer_state_dict(model, optimizer)}
-            checkpoint.load(moved, storage_reader=_Reader(path), planner=_Planner())
+            load(moved, storage_reader=_Reader(path), planner=_Planner())
             states.set_optimizer_state_dict(model, optimizer, optim_state_dict=moved[key])
     return rest
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
 from lightning_gen.checkpoint_files import AtomicCheckpointIO, load_checkpoint, raise_not_written

@@ -27,7 +27,7 @@ from lightning_gen.overhead import NoProfiler, drop_stale_scalars
 from lightning_gen.place import end_epoch_if_done, settle, within_epoch
 from lightning_gen.quiet import quiet_lightning
 from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams, mix, seed_device
-from lightning_gen.sharding import forget_order, put_away, share_statistics, shard_networks
+from lightning_gen.sharding import forget_order, put_away, shard_networks, share_statistics
 from lightning_gen.stepping import ClipAlgorithm, Stepping
 
 quiet_lightning()
@@ -239,6 +239,11 @@ class GenerativeModule(LightningModule, ABC):
         first, self._held_out = self._held_out, self._held_out + n
         indices = [self.global_rank + world * index for index in range(first, first + n)]
         return SampleStreams(0, indices, n, self.device, dtype)
+
+    def log_held_out(self, values: dict[str, Tensor], n: int) -> None:
+        """Log means over the `n` images of a batch of a validation or a test, for the mean over all of them."""
+        # Lightning takes the mean of the processes' numbers of images as a whole number, so it is made one
+        self.log_dict(values, batch_size=n * self.trainer.world_size, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count the held-out images; all processes look at them by the same running statistics."""

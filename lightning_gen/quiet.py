@@ -22,6 +22,8 @@ UNTRUE = (
     r"The number of training batches .* is smaller than the logging interval",
     # a run folder is continued on purpose
     r"Checkpoint directory .* exists and is not empty",
+    # what a network returns is never changed in place here
+    r"FSDP2-wrapped module \(.*\) returned a view tensor",
     # Lightning's own call of a deprecated test in torch, and torch-fidelity's scripted resizing
     r".*treespec, LeafSpec.*is deprecated",
     r".*`torch\.jit\.\w+` is deprecated",

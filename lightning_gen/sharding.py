@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from lightning_gen.module import GenerativeModule
 
 
+COMPILED = (
+    "{0} and sharding are not combined: what is put together and dropped around every block breaks the compiled graph"
+    " there. Leave {0} out, or use strategy='ddp' (--trainer.strategy ddp)."
+)
+
+
 def shard_networks(module: "GenerativeModule") -> bool:
     """Shard every network of a module; return whether its trainer has a strategy for that.
 
@@ -55,9 +61,8 @@ def networks_of(module: nn.Module) -> list[nn.Module]:
     """List what is sharded as a whole: the parts of a module that have weights, and each average of them."""
     networks: list[nn.Module] = []
     for child in module.children():
-        averages = [average.network for average in child.averages.children()] if isinstance(child, Averages) else [child]
-        networks += [network for network in averages if any(True for _ in network.parameters())]  # type: ignore[misc]
-    return networks
+        networks += [child[name].network for name in child.names] if isinstance(child, Averages) else [child]
+    return [network for network in networks if any(True for _ in network.parameters())]
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
@@ -111,7 +116,7 @@ def share_statistics(module: nn.Module) -> None:
         return
     flat = torch.cat([buffer.flatten() for buffer in tracked])
     torch.distributed.broadcast(flat, 0)
-    for buffer, sent in zip(tracked, flat.split([buffer.numel() for buffer in tracked]), strict=True):
+    for buffer, sent in zip(tracked, torch.split(flat, [buffer.numel() for buffer in tracked]), strict=True):
         buffer.copy_(sent.view_as(buffer))
 
 

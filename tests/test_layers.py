@@ -14,14 +14,14 @@ ROOT = Path(lightning_gen.__file__).parent
 FLOORS = [
     ["errors", "files", "quiet", "nonfinite", "__init__"],
     ["images", "seeding", "networks", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment"],
-    ["gan.ada", "gan.warp", "gan.ada_transforms", "gan.latents", "labels", "metrics", "data", "checkpoint_files"]
-    + ["checkpoint_folders"],
-    ["gan.__init__", "diffusion", "stepping", "ema", "ema_profiles", "posthoc", "optimizers", "loggers", "overhead"]
-    + ["agreement", "epoch_means", "place", "sharding", "fsdp2"],
+    ["gan.ada", "gan.warp", "gan.ada_transforms", "gan.latents", "labels", "metrics", "data", "checkpoint_files"],
+    ["gan.__init__", "diffusion", "stepping", "ema", "ema_profiles", "posthoc", "optimizers", "loggers", "overhead"],
     ["module"],
     ["checkpoints", "results", "gan.module", "diffusion.module", "diffusion.drawing", "callbacks", "interop"],
     ["cli", "__main__"],
 ]
+FLOORS[2] += ["checkpoint_folders"]
+FLOORS[3] += ["agreement", "epoch_means", "place", "sharding", "fsdp2"]
 PURE = ("networks", "metrics", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment", "gan.ada")
 PURE += ("diffusion", "labels", "ema", "posthoc")
 

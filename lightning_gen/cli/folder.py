@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from lightning_gen.checkpoints import CheckpointError, Found, checkpoints_in, load_checkpoint
+from lightning_gen.checkpoints import CheckpointError, Found, checked, checkpoints_in
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.errors import RunError
 
@@ -49,7 +49,7 @@ class RunFolder:
             if one.error is not None:
                 continue
             try:
-                content = load_checkpoint(one.path)
+                content = checked(one.path)
             except CheckpointError as error:
                 notes.append(Found(one.path, one.step, one.modified, str(error)))
                 continue

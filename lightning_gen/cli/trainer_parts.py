@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
-from lightning_gen.callbacks import IterationBar, LastCheckpoint, SaveWhenStopped, ShareFailure
+from lightning_gen.callbacks import IterationBar, LastCheckpoint, PeakMemory, SaveWhenStopped, ShareFailure
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.cli.folder import dump
@@ -79,6 +81,8 @@ def _missing_callbacks(given: Any, callbacks: list[Callback], command: str, fold
     missing: list[Callback] = [] if _any(callbacks, ShareFailure) else [ShareFailure()]
     if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
         missing.append(IterationBar() if command == "fit" else TQDMProgressBar())
+    if command == "fit" and not _any(callbacks, PeakMemory):
+        missing.append(PeakMemory())
     if given.get("enable_checkpointing") is not False and not given.get("fast_dev_run"):
         if command == "fit":
             missing.append(SaveWhenStopped(str(folder / "checkpoints")))
