@@ -123,7 +123,7 @@ def trainer(folder, strategy="auto", world=1, **arguments):
         "default_root_dir": str(folder),
     }
     # as the command line does; without sharding only this reads a folder
-    settings["plugins"] = [] if strategy.startswith("fsdp2") else [AtomicCheckpointIO()]
+    settings["plugins"] = [] if str(strategy).startswith("fsdp2") else [AtomicCheckpointIO()]
     if world > 1:
         settings["plugins"].append(TorchElasticEnvironment())
     with warnings.catch_warnings():

@@ -5,14 +5,21 @@ import signal
 
 import pytest
 import torch
-from families import EPOCH, EVERY, FAMILIES, configuration
+from families import EPOCH, EVERY, FAMILIES, configuration, part
 from runs import assert_same, kept, killed_by, run, said
 
 from lightning_gen import load_module
 from lightning_gen.checkpoints import checkpoints_in, find_checkpoint
 
 FILE, FOLDER = "fsdp2", "fsdp2_distributed_checkpoints"
-CONFIG = configuration(*FAMILIES["diffusion"])
+# the other families' runs are longer, and measure; here each layer is an exchange
+CONFIG = configuration(
+    *FAMILIES["diffusion"],
+    max_steps=3 * EVERY,
+    limit_val_batches=1,
+    num_sanity_val_steps=0,
+    callbacks=[part("LastCheckpoint", every_n_steps=EVERY)],
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +69,7 @@ def test_killed_while_a_checkpoint_is_written(strategy, straight, tmp_path):
 def test_stopped(straight, tmp_path):
     """One process is told; both save their parts and stop."""
     stop = ["--trainer.callbacks+=kills.SignalAt", "--trainer.callbacks.place=batch"]
-    stop += [f"--trainer.callbacks.iteration={2 * EPOCH + 2}", "--trainer.callbacks.rank=1"]
+    stop += [f"--trainer.callbacks.iteration={EPOCH + 2}", "--trainer.callbacks.rank=1"]
     number = int(signal.SIGTERM)
     assert run(tmp_path, CONFIG, *stop, world=2, strategy=FOLDER) == [128 + number] * 2, said(tmp_path)
     assert said(tmp_path).count("saved run/checkpoints/last.ckpt") == 1
@@ -76,6 +83,6 @@ def test_a_folder_goes_on_as_a_file_on_one_process(straight, tmp_path):
     from shutil import copytree
 
     copytree(straight[FOLDER], tmp_path, dirs_exist_ok=True)
-    assert run(tmp_path, CONFIG, "--trainer.max_steps=26") == [0], said(tmp_path)
-    assert kept(tmp_path)["global_step"] == 26
+    assert run(tmp_path, CONFIG, "--trainer.max_steps=14") == [0], said(tmp_path)
+    assert kept(tmp_path)["global_step"] == 14
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
