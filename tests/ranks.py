@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 # a process is forked from one that has loaded these, and computed nothing
 LOADED = ["gan.module", "diffusion.module", "data", "callbacks", "networks", "metrics", "optimizers"]
@@ -35,6 +36,8 @@ def _start(rank: int, function: Callable[..., Any], world: int, port: int, argum
         "TORCHELASTIC_RUN_ID": "test",
     }
     torch.set_num_threads(1)
+    # read from the environment as it was when this was loaded
+    rank_zero_only.rank = rank
     function(rank, *arguments)
 
 

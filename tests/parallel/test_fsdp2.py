@@ -172,7 +172,7 @@ def test_bfloat16_is_that_of_one_process(found, tmp_path):
     """Sums over two halves of a batch round differently: a few units of bfloat16's last place in four small steps."""
     alone = half_precision(tmp_path, 1)
     gaps = [(found[0]["bf16"][key] - value).abs().max() for key, value in alone.items() if value.numel()]
-    assert max(gaps) < 4 * 1e-3  # of Adam's four steps of at most 1e-3
+    assert max(gaps) < 1e-3  # one of four steps of Adam
     assert sum(float(gap) for gap in gaps) / len(gaps) < 1e-4
     assert all(torch.equal(found[0]["bf16"][key], found[1]["bf16"][key]) for key in alone)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 # loaded once, for all processes
 for _name in ("cli.train", "gan.module", "diffusion.module", "data", "callbacks", "metrics", "networks", "optimizers"):
@@ -24,6 +25,8 @@ def command(args: list[str], folder: str, environment: dict[str, str], rank: int
     os.dup2(out, 1)
     os.dup2(out, 2)
     torch.set_num_threads(1)
+    # read from the environment as it was when this was loaded: every process would write the curves
+    rank_zero_only.rank = rank
     from lightning_gen.cli import main
 
     code = main(args)

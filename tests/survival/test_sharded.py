@@ -68,9 +68,9 @@ def test_killed_while_a_checkpoint_is_written(strategy, straight, tmp_path):
 @pytest.mark.slow
 def test_stopped(straight, tmp_path):
     """One process is told; both save their parts and stop."""
-    stop = ["--trainer.callbacks+=kills.SignalAt", "--trainer.callbacks.place=batch"]
-    stop += [f"--trainer.callbacks.iteration={EPOCH + 2}", "--trainer.callbacks.rank=1"]
     number = int(signal.SIGTERM)
+    stop = ["--trainer.callbacks+=kills.SignalAt", "--trainer.callbacks.place=batch", "--trainer.callbacks.rank=1"]
+    stop += [f"--trainer.callbacks.iteration={EPOCH + 2}", f"--trainer.callbacks.number={number}"]
     assert run(tmp_path, CONFIG, *stop, world=2, strategy=FOLDER) == [128 + number] * 2, said(tmp_path)
     assert said(tmp_path).count("saved run/checkpoints/last.ckpt") == 1
     assert run(tmp_path, CONFIG, world=2, strategy=FOLDER) == [0, 0], said(tmp_path)
