@@ -68,9 +68,16 @@ def end(processes: list[Any], patience: float = PATIENCE) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def run(folder: Path, config: dict[str, Any], *args: str, world: int = 1, strategy: str = "ddp") -> list[int]:
+def run(
+    folder: Path,
+    config: dict[str, Any],
+    *args: str,
+    world: int = 1,
+    strategy: str = "ddp",
+    patience: float = PATIENCE,
+) -> list[int]:
     """Start, and wait."""
-    return end(begin(folder, config, *args, world=world, strategy=strategy))
+    return end(begin(folder, config, *args, world=world, strategy=strategy), patience)
 
 
 def killed_by(codes: list[int]) -> bool:
