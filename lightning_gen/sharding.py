@@ -90,10 +90,10 @@ def _check_strategy(strategy: ModelParallelStrategy, trainer: Any) -> None:
 def _send_first(module: nn.Module, device: torch.device) -> None:
     """Give all processes the weights and buffers of the first one, tensor by tensor."""
     for tensor in (*module.parameters(), *module.buffers()):
-        here = tensor.detach().to(device)
+        # sharding knows no other order of the dimensions in memory
+        here = tensor.detach().to(device).contiguous()
         torch.distributed.broadcast(here, 0)
-        with torch.no_grad():
-            tensor.copy_(here)
+        tensor.data = here.to(tensor.device)
 
 
 # ---------------------------------------------------------------------- while it runs

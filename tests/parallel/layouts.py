@@ -17,7 +17,7 @@ from lightning_gen.data.datasets import TensorImages
 from lightning_gen.diffusion import LearnedUncertainty, MinibatchOT
 from lightning_gen.diffusion.module import Diffusion
 from lightning_gen.gan import ADA, R1
-from lightning_gen.networks import MLPDiscriminator, MLPGenerator
+from lightning_gen.networks import DCGANDiscriminator, DCGANGenerator, MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.dit import DiT
 from lightning_gen.networks.unet import UNet
 from lightning_gen.optimizers import DiffusionAdamW, GANAdam, WarmUp
@@ -75,8 +75,8 @@ def diffusion(net, objective=None, **arguments):
     return Diffusion(net, objective=objective or Fixed(), **(settings | arguments))
 
 
-def gan(cls=FixedNoise, norm=False, **arguments):
-    networks = (
+def gan(cls=FixedNoise, norm=False, networks=None, **arguments):
+    networks = networks or (
         MLPGenerator(latent_dim=4, hidden=[16], image_shape=SHAPE, batch_norm=norm),
         MLPDiscriminator(hidden=[16], image_shape=SHAPE),
     )
@@ -88,9 +88,20 @@ def gan(cls=FixedNoise, norm=False, **arguments):
     return cls(*networks, **(settings | arguments))
 
 
+def spectral():
+    small = {"channels": 4, "image_shape": SHAPE}
+    return (
+        DCGANGenerator(latent_dim=4, norm="group", **small),
+        DCGANDiscriminator(norm="none", spectral_norm=True, **small),
+    )
+
+
 CASES = {
     "unet": lambda: diffusion(
-        UNet(**UNET, checkpointing=True), accumulate=2, gradient_clip_val=0.05, weighting=LearnedUncertainty()
+        UNet(**UNET, checkpointing=True, channels_last=True),
+        accumulate=2,
+        gradient_clip_val=0.05,
+        weighting=LearnedUncertainty(),
     ),
     "dit": lambda: diffusion(DiT(**DIT, checkpointing=True), gradient_clip_val=1e-3, gradient_clip_algorithm="value"),
     "transport": lambda: diffusion(DiT(**DIT), coupling=MinibatchOT()),
@@ -98,6 +109,8 @@ CASES = {
         n_dis=2, penalties=[FixedWGANGP(10.0), R1(1.0, every=2)], augmentation=ADA(images=100, transforms="")
     ),
     "hinge": lambda: gan(loss="hinge", accumulate=2, gradient_clip_val=0.05, weight_clip=0.1),
+    # its power iterations are made by each process, of the whole weight
+    "spectral": lambda: gan(networks=spectral(), penalties=[R1(1.0)], optimizer_d=lambda p: torch.optim.SGD(p, lr=0.1)),
 }
 
 

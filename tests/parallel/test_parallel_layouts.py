@@ -4,11 +4,13 @@ import functools
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import layouts
 import pytest
 import torch
 from layouts import CASES, Images, differences, different_rows, fit, trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from ranks import run_ranks
 
 from lightning_gen.diffusion import DenoisingMSE
@@ -88,6 +90,14 @@ def found(folder):
     load = functools.partial(torch.load, weights_only=True)
     every = {(world, rank): load(folder / f"{world}-{rank}.pt") for world in STRAIGHT for rank in range(world)}
     return load(folder / "alone.pt"), every
+
+
+@pytest.mark.parametrize(("ranks", "choices"), [(3, "6 or 9"), (16, "16")])
+def test_a_batch_that_does_not_divide_is_refused(ranks, choices):
+    data = Images(batch_size=8)
+    data.trainer = SimpleNamespace(distributed_sampler_kwargs={"num_replicas": ranks, "rank": 0})
+    with pytest.raises(MisconfigurationException, match=rf"divide among {ranks} processes: give {choices} \(--data"):
+        data.train_dataloader()
 
 
 EACH = [(world, strategy) for world, strategies in STRAIGHT.items() for strategy in strategies]
