@@ -102,6 +102,7 @@ CASES = {
         accumulate=2,
         gradient_clip_val=0.05,
         weighting=LearnedUncertainty(),
+        ema_sigma_rels=[],
     ),
     "dit": lambda: diffusion(DiT(**DIT, checkpointing=True), gradient_clip_val=1e-3, gradient_clip_algorithm="value"),
     "transport": lambda: diffusion(DiT(**DIT), coupling=MinibatchOT()),
