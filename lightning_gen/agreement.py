@@ -4,6 +4,7 @@ The question goes round while the iteration is computed, between the processors 
 waits for the other.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,3 +41,15 @@ class Agreement:
         wanted = int(self._asked)
         self._asked = self._work = None
         return wanted
+
+
+def mean_of_all(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor | float]:
+    """Return the means of scalars over all processes, which have the same names; one exchange for all of them.
+
+    With as many samples on each process they are what one process would have for all samples.
+    """
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    numbers = torch.stack([torch.as_tensor(value, dtype=kind, device=device) for value in values.values()])
+    torch.distributed.all_reduce(numbers)
+    numbers /= torch.distributed.get_world_size()
+    return dict(zip(values, numbers.unbind(), strict=True))

@@ -1,6 +1,7 @@
 """Checkpoint files: written whole, read without executing anything, found in a run folder.
 
-Files are read by torch with `weights_only=True`, which builds tensors and plain data and nothing else.
+Files are read by torch with `weights_only=True`, which builds tensors and plain data and nothing else. A folder that
+the processes of a sharded run wrote together is read as if it were the file of one; see `checkpoint_folders`.
 """
 
 import errno
@@ -14,11 +15,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from lightning_gen.checkpoint_folders import is_checkpoint_folder, read_rest, read_whole
+from lightning_gen.errors import CheckpointError
 from lightning_gen.files import written_whole
-
-
-class CheckpointError(ValueError):
-    """A file is no checkpoint, a damaged one, or one that cannot be used as asked; the message says which."""
 
 
 class CheckpointNotWritten(OSError):
@@ -48,10 +47,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with written_whole(path) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            cause = _disk_error(error)
-            if cause is None:
-                raise
-            raise CheckpointNotWritten(cause.errno or errno.EIO, _not_written(Path(path), cause)) from error
+            raise_not_written(error, Path(path))
+            raise
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
@@ -61,6 +58,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
             return loaded
         return load_checkpoint(path, map_location)
+
+
+def raise_not_written(error: BaseException, path: Path) -> None:
+    """Say what the disk refused; does nothing where an error is none of the disk's.
+
+    Raises:
+        CheckpointNotWritten: names the folder, and what to do.
+    """
+    cause = _disk_error(error)
+    if cause is not None:
+        raise CheckpointNotWritten(cause.errno or errno.EIO, _not_written(path, cause)) from error
 
 
 def _disk_error(error: BaseException) -> OSError | None:
@@ -92,8 +100,13 @@ def _not_written(path: Path, error: OSError) -> str:
 # ---------------------------------------------------------------------- reading
 
 
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint's tensors and plain data; nothing in the file is executed.
+
+    Args:
+        path: the file, or the folder of a sharded run.
+        map_location: the device to put its tensors on; those of a folder stay on the CPU.
+        mmap: leave the tensors of a file on the disk until they are used.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -101,6 +114,8 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             plain data.
     """
     path = Path(path)
+    if is_checkpoint_folder(path):
+        return read_whole(path)
     _check_archive(path)
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
@@ -108,12 +123,26 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise CheckpointError(
             f"The checkpoint {path} is damaged: its part '{damaged}' does not match its checksum. {_instead(path)}"
         )
-    return _unpickle(path, map_location, mmap=False)
+    return _unpickle(path, map_location, mmap)
+
+
+def checked(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of which its weights are not wanted: a file as a whole, a folder without its weights.
+
+    A folder may be larger than a process's memory; it has its name only once it is whole.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        CheckpointError: see `load_checkpoint`.
+    """
+    return peek(path) if is_checkpoint_folder(path) else load_checkpoint(path)
 
 
 def peek(path: str | Path) -> dict[str, Any]:
     """Read what a checkpoint says, leaving its tensors on the disk; damage to these is not noticed."""
     path = Path(path)
+    if is_checkpoint_folder(path):
+        return read_rest(path)
     _check_archive(path)
     return _unpickle(path, "cpu", mmap=True)
 
@@ -188,7 +217,7 @@ def checkpoints_in(folder: str | Path, *more: str | Path) -> list[Found]:
     folder = Path(folder)
     paths: dict[Path, None] = {}
     for place in (folder / "checkpoints", folder, *map(Path, more)):
-        paths.update(dict.fromkeys(path for path in sorted(place.glob("*.ckpt")) if path.is_file()))
+        paths.update(dict.fromkeys(path for path in sorted(place.glob("*.ckpt"))))
     return sorted(map(_look, paths), key=lambda found: (found.error is None, found.step, found.modified), reverse=True)
 
 
@@ -208,7 +237,7 @@ def find_checkpoint(path: str | Path) -> Path:
         CheckpointError: where a folder holds none that can be read.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() or is_checkpoint_folder(path):
         if not path.exists():
             raise FileNotFoundError(f"There is no checkpoint or run folder {path}.{_neighbours(path)}")
         return path

@@ -20,14 +20,15 @@ from lightning.pytorch import LightningDataModule
 from lightning_gen import __version__
 from lightning_gen.checkpoint_files import (
     AtomicCheckpointIO,
-    CheckpointError,
     CheckpointNotWritten,
     Found,
+    checked,
     checkpoints_in,
     find_checkpoint,
     load_checkpoint,
     peek,
 )
+from lightning_gen.errors import CheckpointError
 from lightning_gen.module import GenerativeModule
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointNotWritten",
     "Found",
+    "checked",
     "checkpoints_in",
     "find_checkpoint",
     "load_checkpoint",

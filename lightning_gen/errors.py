@@ -15,6 +15,10 @@ class MissingExtra(ImportError):
     """An optional package is not installed; the message names the pip command."""
 
 
+class CheckpointError(ValueError):
+    """A file is no checkpoint, a damaged one, or one that cannot be used as asked; the message says which."""
+
+
 class RunError(Exception):
     """The run cannot go on for a reason that the message explains."""
 

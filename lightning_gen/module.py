@@ -18,18 +18,20 @@ from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gen import __version__, epoch_means
+from lightning_gen import __version__, epoch_means, fsdp2
+from lightning_gen.agreement import mean_of_all
 from lightning_gen.images import from_uint8
 from lightning_gen.loggers import recent_rows
 from lightning_gen.nonfinite import NonFinitePolicy
 from lightning_gen.overhead import NoProfiler, drop_stale_scalars
 from lightning_gen.place import end_epoch_if_done, settle, within_epoch
 from lightning_gen.quiet import quiet_lightning
-from lightning_gen.running_statistics import share_running_statistics
 from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams, mix, seed_device
+from lightning_gen.sharding import forget_order, put_away, shard_networks, share_statistics
 from lightning_gen.stepping import ClipAlgorithm, Stepping
 
 quiet_lightning()
+fsdp2.register()
 
 
 class GenerativeModule(LightningModule, ABC):
@@ -66,6 +68,7 @@ class GenerativeModule(LightningModule, ABC):
     _seed: int | None = None
     _scalers: dict[int, Any] | None = None
     _epoch_means: list[epoch_means.Gathered] | None = None
+    _sharded: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the signature of `training_step`, which Lightning reads before every batch."""
@@ -142,7 +145,10 @@ class GenerativeModule(LightningModule, ABC):
         # hooks and callbacks run outside of the autocast that Lightning puts around steps
         trainer = self._trainer
         with trainer.precision_plugin.forward_context() if trainer is not None else nullcontext():
-            return self.draw(stream, n, cond, **how)
+            images = self.draw(stream, n, cond, **how)
+        if self.sharded:
+            forget_order(self)
+        return images
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Draw the samples whose indices `(B,)` the batch holds."""
@@ -198,7 +204,7 @@ class GenerativeModule(LightningModule, ABC):
         return self.trainer._logger_connector.should_update_logs
 
     def log_scalars(self, values: dict[str, Tensor | float], bar: Sequence[str] = ()) -> None:
-        """Log values of this iteration, if it is one that is logged.
+        """Log values of this iteration, if it is one that is logged: on several processes, their means over all.
 
         Args:
             values: name to scalar; tensors are detached here.
@@ -207,6 +213,8 @@ class GenerativeModule(LightningModule, ABC):
         if not self.logs_now:
             return
         plain = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
+        if self.trainer.world_size > 1:
+            plain = mean_of_all(plain, self.device)
         shown = {name: plain.pop(name) for name in bar if name in plain}
         self.log_dict(plain)
         if shown:
@@ -232,14 +240,20 @@ class GenerativeModule(LightningModule, ABC):
         indices = [self.global_rank + world * index for index in range(first, first + n)]
         return SampleStreams(0, indices, n, self.device, dtype)
 
+    def log_held_out(self, values: dict[str, Tensor], n: int) -> None:
+        """Log means over the `n` images of a batch of a validation or a test, for the mean over all of them."""
+        # Lightning takes the mean of the processes' numbers of images as a whole number, so it is made one
+        self.log_dict(values, batch_size=n * self.trainer.world_size, sync_dist=True)
+
     def on_validation_epoch_start(self) -> None:
-        """Begin to count the held-out images; all processes look at them with the same network."""
+        """Begin to count the held-out images; all processes look at them by the same running statistics."""
         self._held_out = 0
-        share_running_statistics(self)
+        share_statistics(self)
 
     def on_test_epoch_start(self) -> None:
-        """Begin to count the held-out images."""
+        """Begin to count the held-out images; all processes look at them by the same running statistics."""
         self._held_out = 0
+        share_statistics(self)
 
     def check_data(self, datamodule: Any) -> None:
         """Refuse data of another shape, or of more classes, than this model makes.
@@ -280,6 +294,23 @@ class GenerativeModule(LightningModule, ABC):
                     " use strategy='ddp_find_unused_parameters_true', without static_graph."
                 )
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of every network only: all of them then have to use them together."""
+        return self._sharded
+
+    def configure_model(self) -> None:
+        """Share the networks out over the processes, where the strategy asks for it; once."""
+        if self._trainer is not None and not self._sharded:
+            self._sharded = shard_networks(self)
+
+    def check_sharding(self) -> None:
+        """Refuse to be sharded, where a family trains in a way that does not permit it.
+
+        Raises:
+            MisconfigurationException: says in which way.
+        """
+
     def on_fit_start(self) -> None:
         """Make the steps of this run, and start its clock."""
         self._started = time.monotonic()
@@ -289,16 +320,20 @@ class GenerativeModule(LightningModule, ABC):
         self.steps = Stepping(
             self, self.accumulate, self.gradient_clip_val, self.gradient_clip_algorithm, self.on_nonfinite
         )
-        if self._scalers is not None:
-            self.steps.load_state_dict(self._scalers)
-            self._scalers = None
 
     def on_train_start(self) -> None:
         """Go on in the epoch that a checkpoint was saved in, with its means."""
+        if self._scalers is not None:
+            self.steps.load_state_dict(self._scalers)
+            self._scalers = None
         end_epoch_if_done(self.trainer)
         if self._epoch_means is not None:
             epoch_means.put_back(self.trainer, self._epoch_means)
             self._epoch_means = None
+
+    def on_train_end(self) -> None:
+        """Let all processes have the same running statistics."""
+        share_statistics(self)
 
     def on_fit_end(self) -> None:
         """Stop the clock."""
@@ -306,9 +341,16 @@ class GenerativeModule(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the iteration, and set the loggers' x axis to iterations."""
+        if self.sharded:
+            share_statistics(self)
         seed_device(self.device, mix(self.seed, self.global_rank, self.batch_number))
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         drop_stale_scalars(self.trainer)
+
+    def on_after_backward(self) -> None:
+        """Have networks in parts again, before an optimizer moves the parts."""
+        if self.sharded:
+            put_away(self)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip: here, under float16 too, gradients are no longer scaled."""

@@ -7,6 +7,13 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+# a process is forked from one that has loaded these, and computed nothing
+LOADED = ["gan.module", "diffusion.module", "data", "callbacks", "networks", "metrics", "optimizers"]
+mp.get_context("forkserver").set_forkserver_preload(
+    [*(f"lightning_gen.{name}" for name in LOADED), "lightning.pytorch.strategies.ddp", "torch.distributed.fsdp"]
+)
 
 
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> None:
@@ -14,7 +21,7 @@ def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_start, (function, world, port, arguments), nprocs=world)
+    mp.start_processes(_start, (function, world, port, arguments), nprocs=world, start_method="forkserver")
 
 
 def _start(rank: int, function: Callable[..., Any], world: int, port: int, arguments: tuple[Any, ...]) -> None:
@@ -29,13 +36,16 @@ def _start(rank: int, function: Callable[..., Any], world: int, port: int, argum
         "TORCHELASTIC_RUN_ID": "test",
     }
     torch.set_num_threads(1)
+    # read from the environment as it was when this was loaded
+    rank_zero_only.rank = rank
     function(rank, *arguments)
 
 
-def assert_two_equal_one(folder, name: str, alone: dict[str, torch.Tensor]) -> None:
-    """Hold the weights that two processes saved in `0.pt` and `1.pt` against those of one, in float64."""
-    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)[name] for rank in (0, 1))
+def assert_all_equal_one(folder, world: int, name: str, alone: dict[str, torch.Tensor]) -> None:
+    """Hold the weights that processes saved in `{world}-{rank}.pt` against those of one, in float64."""
+    first, *others = (torch.load(folder / f"{world}-{rank}.pt", weights_only=True)[name] for rank in range(world))
     assert first.keys() == alone.keys()
     for key, value in alone.items():
-        assert torch.equal(first[key], second[key])
-        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12)
+        for other in others:
+            assert torch.equal(first[key], other[key]), key
+        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")

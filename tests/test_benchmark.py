@@ -53,7 +53,7 @@ def check_measured(report):
         ),
         ("diffusion_growth", ["diffusion_growth/resolution", "diffusion_growth/batch", "diffusion_growth/steps"]),
         ("diffusion_parts", ["diffusion_parts"]),
-        ("diffusion_conv", ["diffusion_conv/256 to 128 channels, 32 px"]),
+        ("diffusion_conv", ["diffusion_conv/8 to 8 channels, 8 px"]),
         (
             "diffusion_changes",
             [

@@ -12,11 +12,22 @@ import lightning_gen
 ROOT = Path(lightning_gen.__file__).parent
 # a file may import files of its own floor and of those below
 FLOORS = [
-    ["errors", "files", "quiet", "nonfinite", "running_statistics", "__init__"],
+    ["errors", "files", "quiet", "nonfinite", "__init__"],
     ["images", "seeding", "networks", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment"],
-    ["gan.ada", "gan.warp", "gan.ada_transforms", "gan.latents", "labels", "metrics", "data", "checkpoint_files"],
+    [
+        "gan.ada",
+        "gan.warp",
+        "gan.ada_transforms",
+        "gan.latents",
+        "labels",
+        "metrics",
+        "data",
+        "checkpoint_files",
+        "checkpoint_folders",
+    ],
     ["agreement", "place", "epoch_means"],
     ["gan.__init__", "diffusion", "stepping", "ema", "ema_profiles", "posthoc", "optimizers", "loggers", "overhead"],
+    ["sharding", "fsdp2"],
     ["module"],
     ["checkpoints", "results", "gan.module", "diffusion.module", "diffusion.drawing", "callbacks", "interop"],
     ["cli", "__main__"],

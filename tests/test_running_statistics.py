@@ -4,7 +4,7 @@ import torch
 from ranks import run_ranks
 from torch import nn
 
-from lightning_gen.running_statistics import share_running_statistics
+from lightning_gen.sharding import share_statistics
 
 
 def _shared(rank, folder):
@@ -13,7 +13,7 @@ def _shared(rank, folder):
     torch.manual_seed(rank)
     network(torch.randn(8, 3))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    share_running_statistics(network)
+    share_statistics(network)
     torch.save((before, network.state_dict()), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -28,5 +28,5 @@ def test_they_are_those_of_the_first_process(tmp_path):
 
 def test_one_process_keeps_its_own():
     network = nn.BatchNorm1d(3)
-    share_running_statistics(network)
+    share_statistics(network)
     assert torch.equal(network.running_mean, torch.zeros(3))

@@ -4,6 +4,7 @@ from lightning_gen.callbacks.ema_snapshots import EMASnapshots
 from lightning_gen.callbacks.failures import ShareFailure
 from lightning_gen.callbacks.fidelity import Fidelity
 from lightning_gen.callbacks.last_checkpoint import LastCheckpoint
+from lightning_gen.callbacks.memory import PeakMemory
 from lightning_gen.callbacks.progress import IterationBar
 from lightning_gen.callbacks.sample_grid import SampleGrid
 from lightning_gen.callbacks.stopping import SaveWhenStopped
@@ -13,6 +14,7 @@ __all__ = [
     "Fidelity",
     "IterationBar",
     "LastCheckpoint",
+    "PeakMemory",
     "SampleGrid",
     "SaveWhenStopped",
     "ShareFailure",

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_gen.ema import Averages, PowerEMA
 from lightning_gen.module import GenerativeModule, trying
 from lightning_gen.posthoc import write_snapshot
+from lightning_gen.sharding import whole
 
 
 class EMASnapshots(Callback):
@@ -58,12 +59,12 @@ class EMASnapshots(Callback):
         self._written = self._seen
         # log_dir is agreed on by all processes, so all have to ask
         folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "ema")
-        if not trainer.is_global_zero:
-            return
         for name, average in _averages(pl_module):
             network = average.network
             parameters = {key for key, _ in network.named_parameters(remove_duplicate=False)}
-            state = network.state_dict()
+            state = whole(network.state_dict())
+            if not trainer.is_global_zero:
+                continue
             buffers = [key for key in state if key not in parameters]
             write_snapshot(folder, name, self._seen, average.sigma_rel, state, buffers)
 

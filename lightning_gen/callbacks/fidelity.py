@@ -150,5 +150,6 @@ def measure(
         seed=seed,
         weights=module.weights_used(**options),
         labels=labels if classes is not None else None,
+        together=module.sharded,
     )
     return list(scores.values())

@@ -1,7 +1,6 @@
 """The checkpoint to continue from: every so many iterations or minutes, and at the end of training."""
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_gen.agreement import Agreement
+from lightning_gen.checkpoint_folders import discard
 from lightning_gen.module import GenerativeModule, trying
 from lightning_gen.place import after_each_batch
 
@@ -112,9 +112,8 @@ def save_last(trainer: Trainer, folder: Path) -> Path:
 def _keep(last: Path, previous: Path) -> None:
     """Give a checkpoint its second name."""
     if last.is_dir():
-        # sharded; there are no links of folders
-        shutil.rmtree(previous, ignore_errors=True)
-        last.rename(previous)
+        # of a sharded run; there are no links of folders
+        discard(previous, last)
     elif last.exists():
         link = previous.with_name(f".{previous.name}.{os.getpid()}.partial")
         link.unlink(missing_ok=True)
@@ -122,6 +121,8 @@ def _keep(last: Path, previous: Path) -> None:
             os.link(last, link)
         except OSError:  # a file system without links
             last.rename(link)
+        if previous.is_dir():
+            discard(previous)
         os.replace(link, previous)
 
 

@@ -16,11 +16,10 @@ from tqdm import tqdm
 from lightning_gen.checkpoints import CheckpointError, rebuild_data
 from lightning_gen.cli.failures import UsageError, usage
 from lightning_gen.cli.folder import folder_of
-from lightning_gen.cli.source import Source, cond_of, pick_device, stop_on_sigterm
+from lightning_gen.cli.source import Source, checkpoint_sha256, cond_of, pick_device, stop_on_sigterm
 from lightning_gen.data import DATA, ImageFolderDataModule, TensorImages, load_data
 from lightning_gen.errors import choose
 from lightning_gen.metrics import METRICS, Evaluator, Score, dataset_source
-from lightning_gen.metrics.extractors import file_sha256
 from lightning_gen.results import run_context, write_results
 
 DIGITS = ("mnist", "digits")
@@ -96,7 +95,7 @@ class Samples:
             **run_context(source.module),
             "iterations": source.step,
             "checkpoint": str(source.path),
-            "checkpoint_sha256": file_sha256(source.path),
+            "checkpoint_sha256": checkpoint_sha256(source.path),
             "options": source.how,
         }
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from lightning_gen.checkpoints import CheckpointError, Found, checkpoints_in, load_checkpoint
+from lightning_gen.checkpoints import CheckpointError, Found, checked, checkpoints_in
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.errors import RunError
 
@@ -49,7 +49,7 @@ class RunFolder:
             if one.error is not None:
                 continue
             try:
-                content = load_checkpoint(one.path)
+                content = checked(one.path)
             except CheckpointError as error:
                 notes.append(Found(one.path, one.step, one.modified, str(error)))
                 continue
@@ -77,7 +77,7 @@ class RunFolder:
                 path = Path(state["best_model_path"])
                 # a folder may have been moved since
                 for place in (path, self.path / "checkpoints" / path.name):
-                    if place.is_file():
+                    if place.exists():
                         return place
         raise UsageError(
             f"No checkpoint of {self.path} is known as the best: a ModelCheckpoint with `monitor` decides which one"

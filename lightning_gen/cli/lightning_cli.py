@@ -13,7 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_gen.checkpoints import INSTANTIATOR, CheckpointError, find_checkpoint, load_checkpoint
+from lightning_gen.checkpoints import INSTANTIATOR, CheckpointError, checked, find_checkpoint
 from lightning_gen.cli.arguments import chosen_classes, each_option, nested_nulls
 from lightning_gen.cli.failures import UsageError, causes, explain, is_first_process, raised_here, raised_in
 from lightning_gen.cli.folder import RunFolder, as_config, differences, dump, epochs_done, flatten, refuse
@@ -137,7 +137,7 @@ class GenerativeCLI(LightningCLI):
         given = self.settings.ckpt_path
         if given:
             path = find_checkpoint(self.folder.resolve(given))
-            content, notes = load_checkpoint(path), list[str]()
+            content, notes = checked(path), list[str]()
         else:
             newest = self.folder.newest()
             if newest is None:
@@ -225,7 +225,7 @@ class GenerativeCLI(LightningCLI):
 
     def _use(self, path: Path) -> None:
         self.settings["ckpt_path"] = str(path)
-        self._take_model(load_checkpoint(path), path)
+        self._take_model(checked(path), path)
 
     def _take_model(self, content: dict[str, Any], path: Path) -> None:
         """Build the model that the checkpoint describes; say where this overrides what was asked for."""

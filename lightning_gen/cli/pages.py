@@ -149,7 +149,7 @@ options:
   --from diffusers FOLDER   a pipeline or a model of diffusers: UNet2DModel or DiTTransformer2DModel with
                             its scheduler
   --from edm FILE           a network-snapshot-*.pkl of EDM: the average, EDM or VP preconditioning
-  --from ema RUN_FOLDER     an average of any width, of the snapshots that the callback EMASnapshots has written
+  --from ema RUN_FOLDER     an average of any width, of the snapshots that EMASnapshots has written
   --sigma_rel WIDTH         its relative width, such as 0.1
   --images N                images seen until then (default: those of the last snapshot)
   --to diffusers            write unet/ or transformer/ and scheduler/, and an index where there is a pipeline

@@ -12,9 +12,8 @@ from lightning_gen import __version__
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.cli.folder import folder_of
 from lightning_gen.cli.sample_files import NPZ, PNGFolder, SampleFiles
-from lightning_gen.cli.source import Source, classes_of, cond_of, stop_on_sigterm
+from lightning_gen.cli.source import Source, checkpoint_sha256, classes_of, cond_of, stop_on_sigterm
 from lightning_gen.images import enlarge, image_grid, write_png
-from lightning_gen.metrics.extractors import file_sha256
 
 ENDINGS = {"npz": ".npz", "grid": ".png", "png": ""}
 # what a file is called, and no folder
@@ -66,7 +65,7 @@ def _default_out(source: Source, options: Namespace, own: dict[str, Any], kind: 
 def _record(source: Source, options: Namespace, own: dict[str, Any], classes: list[int] | None) -> dict[str, Any]:
     return {
         "checkpoint": str(source.path),
-        "checkpoint_sha256": file_sha256(source.path),
+        "checkpoint_sha256": checkpoint_sha256(source.path),
         "iterations": source.step,
         "weights": source.weights,
         "seed": options.seed,

@@ -1,11 +1,13 @@
 """What `sample` and `evaluate` draw from: a model rebuilt from its checkpoint, and its options."""
 
+import hashlib
 import importlib
 import inspect
 import signal
 import sys
 import threading
 from argparse import Namespace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,8 +18,17 @@ from lightning_gen.checkpoints import find_checkpoint, load_checkpoint, rebuild_
 from lightning_gen.cli.failures import TERMINATED, UsageError, usage
 from lightning_gen.errors import did_you_mean
 from lightning_gen.images import to_uint8
+from lightning_gen.metrics.extractors import file_sha256
 from lightning_gen.module import GenerativeModule
 from lightning_gen.seeding import SampleStreams
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint's file, or of the names and sums of a folder's files."""
+    if path.is_file():
+        return file_sha256(path)
+    lines = [f"{file.name} {file_sha256(file)}\n" for file in sorted(path.iterdir())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class Source:

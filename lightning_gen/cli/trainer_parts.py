@@ -12,11 +12,12 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
-from lightning_gen.callbacks import IterationBar, LastCheckpoint, SaveWhenStopped, ShareFailure
+from lightning_gen.callbacks import IterationBar, LastCheckpoint, PeakMemory, SaveWhenStopped, ShareFailure
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.cli.folder import dump
 from lightning_gen.files import written_whole
+from lightning_gen.fsdp2 import FSDP2
 from lightning_gen.loggers import Logged, RunCSVLogger
 
 
@@ -80,6 +81,8 @@ def _missing_callbacks(given: Any, callbacks: list[Callback], command: str, fold
     missing: list[Callback] = [] if _any(callbacks, ShareFailure) else [ShareFailure()]
     if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
         missing.append(IterationBar() if command == "fit" else TQDMProgressBar())
+    if command == "fit" and not _any(callbacks, PeakMemory):
+        missing.append(PeakMemory())
     if given.get("enable_checkpointing") is not False and not given.get("fast_dev_run"):
         if command == "fit":
             missing.append(SaveWhenStopped(str(folder / "checkpoints")))
@@ -123,5 +126,9 @@ def _any(objects: list[Any], cls: type) -> bool:
 
 def _takes_io(strategy: Any) -> bool:
     """Whether a strategy saves through a CheckpointIO; sharding ones write folders of their own."""
+    if isinstance(strategy, FSDP2):
+        return True
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name.startswith("fsdp2"):
+        return True
     return not any(word in name.lower() for word in ("fsdp", "deepspeed", "modelparallel", "model_parallel"))

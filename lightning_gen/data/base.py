@@ -204,8 +204,10 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[int]:
-        """Give the indices 0 ... n_predict - 1 of the samples to draw, int64 `(B,)`."""
-        return DataLoader(Indices(self.n_predict), batch_size=self.batch_size)
+        """Give the indices 0 ... n_predict - 1 of the samples to draw, int64 `(B,)`, all ranks as many batches."""
+        ranks = self._ranks()["num_replicas"]
+        batch_size = even_batch_size(self.n_predict, ranks, -(-self.batch_size // ranks))
+        return DataLoader(Indices(self.n_predict), batch_size=batch_size)
 
     def _evaluation_loader(self, split: Split) -> Loader:
         view, ranks = BatchView(self.split(split)), self._ranks()

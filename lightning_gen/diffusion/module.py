@@ -21,6 +21,7 @@ References:
 from typing import Literal, cast
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from lightning_gen.diffusion.denoiser import Denoiser
 from lightning_gen.diffusion.drawing import DenoisingSampler
 from lightning_gen.diffusion.grids import Grid
 from lightning_gen.diffusion.guidance import ClassifierFree, Guidance
-from lightning_gen.diffusion.objectives import DenoisingMSE, Fit, Losses, Objective, Setting
+from lightning_gen.diffusion.objectives import DenoisingMSE, Fit, Losses, MeanFlow, Objective, Setting
 from lightning_gen.diffusion.parameterizations import Parameterization
 from lightning_gen.diffusion.paths import Path, RectifiedFlow
 from lightning_gen.diffusion.solvers import Solver
@@ -49,6 +50,7 @@ from lightning_gen.networks.denoiser import DenoisingNetwork
 from lightning_gen.nonfinite import NonFiniteLoss, NonFinitePolicy
 from lightning_gen.optimizers import DiffusionAdamW
 from lightning_gen.seeding import GeneratorStream, RandomStream
+from lightning_gen.sharding import COMPILED
 from lightning_gen.stepping import ClipAlgorithm, evaluating
 
 
@@ -189,6 +191,16 @@ class Diffusion(DenoisingSampler):
             if self.compile_network:
                 self.net.compile()
 
+    def check_sharding(self) -> None:
+        """Refuse to be sharded where the network is compiled, or differentiated forwards."""
+        if self.compile_network:
+            raise MisconfigurationException(COMPILED.format("compile_network"))
+        if isinstance(self.objective, MeanFlow):
+            raise MisconfigurationException(
+                "MeanFlow differentiates the network forwards, which sharded networks do not permit: use"
+                " strategy='ddp' (--trainer.strategy ddp)."
+            )
+
     def take_weights(self, path: str) -> None:
         """Take the network's weights, its first average's where there is one, from the checkpoint of a `Diffusion`.
 
@@ -236,10 +248,10 @@ class Diffusion(DenoisingSampler):
         self.log_scalars(logs, bar=("loss",))
 
     def _learn_times(self, losses: Losses) -> None:
-        """Tell the sampler of times the losses of all processes."""
+        """Tell the sampler of times the losses of all processes, in the order that one process would have them in."""
         told = cast(Tensor, self.all_gather(torch.stack([losses.t, losses.error.to(losses.t.dtype)])))
         t, error = told.reshape(-1, 2, len(losses.t)).unbind(1)
-        self.times.update(self.path, t.flatten(), error.flatten())
+        self.times.update(self.path, t.T.flatten(), error.T.flatten())
 
     def _losses(
         self, network: nn.Module, batch: dict[str, Tensor], stream: RandomStream, training: bool = False
@@ -285,14 +297,14 @@ class Diffusion(DenoisingSampler):
             images = batch["image"]
             offset = [self.global_rank + self.trainer.world_size * (first + i) for i in range(len(images))]
             bits = self.bits_per_dim(images, batch.get("label"), offset=offset)
-            self.log("test/bits_per_dim", bits.mean(), batch_size=len(bits), sync_dist=True)
+            self.log_held_out({"test/bits_per_dim": bits.mean()}, len(bits))
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
         x0 = batch["image"]
         network = self.net_ema.pick(self.net, None)
         with evaluating(network):
             losses = self._losses(network, batch, self.held_out_stream(len(x0), x0.dtype))
-        self.log(f"{split}/loss", losses.total.mean(), batch_size=len(x0), sync_dist=True)
+        self.log_held_out({f"{split}/loss": losses.total.mean()}, len(x0))
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Make the optimizer of the network, and of what the weighting learns."""

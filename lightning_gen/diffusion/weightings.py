@@ -38,6 +38,10 @@ class Weighting(nn.Module, ABC):
         """Return w c_out^2, the weight of the squared error of the network's output."""
         return self.of_image(level) * scales.out.square()
 
+    def forward(self, error: Tensor, level: Level, scales: Scales) -> Tensor:
+        """Weigh; objectives call it as a module, which puts the parts of what is learned together."""
+        return self.weigh(error, level, scales)
+
     def weigh(self, error: Tensor, level: Level, scales: Scales) -> Tensor:
         """Weigh the mean squared errors `(B,)` of the output."""
         return error * self.of_output(level, scales).to(error.dtype)

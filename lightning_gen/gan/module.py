@@ -32,6 +32,7 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -49,6 +50,7 @@ from lightning_gen.networks.base import Discriminator, DiscriminatorOutput, Gene
 from lightning_gen.nonfinite import NonFinitePolicy, checked
 from lightning_gen.optimizers import GANAdam
 from lightning_gen.seeding import GeneratorStream, RandomStream
+from lightning_gen.sharding import COMPILED, keep_through_backward
 from lightning_gen.stepping import ClipAlgorithm, eager, evaluating, frozen, tracking_layers, untracked_statistics
 
 LossName = Literal["saturating", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic_pairing"]
@@ -187,6 +189,17 @@ class GAN(GenerativeModule):
             if self.compile_networks:
                 self.generator.compile()
                 self.discriminator.compile()
+
+    def check_sharding(self) -> None:
+        """Refuse to be sharded where the networks are compiled."""
+        if self.compile_networks:
+            raise MisconfigurationException(COMPILED.format("compile_networks"))
+
+    def configure_model(self) -> None:
+        """Share the networks out over the processes, where the strategy asks for it; once."""
+        super().configure_model()
+        if self.sharded and self.penalties:
+            keep_through_backward(self.discriminator)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take one step of D, or a part of it where gradients are accumulated; after the last one, a step of G."""
@@ -329,9 +342,7 @@ class GAN(GenerativeModule):
         real = self._judge(images, self._label_of(batch)).logits
         judged = self._judge(fake, fake_label).logits
         values = {"loss_d": self.loss.discriminator(real, judged), "logit_real": real.mean()}
-        self.log_dict(
-            {f"{split}/{name}": value for name, value in values.items()}, batch_size=len(real), sync_dist=True
-        )
+        self.log_held_out({f"{split}/{name}": value for name, value in values.items()}, len(real))
 
     def configure_optimizers(self) -> list[OptimizerConfig | OptimizerLRSchedulerConfig]:
         """Make the optimizers, G's first: it is the one whose steps are the iterations."""

@@ -138,6 +138,7 @@ class Evaluator:
         weights: str = "raw",
         labels: Labels | None = None,
         progress: Progress | None = None,
+        together: bool = False,
     ) -> dict[str, Score]:
         """Measure samples; all ranks call it.
 
@@ -149,6 +150,8 @@ class Evaluator:
             weights: which weights made them, for the protocol: "raw", "ema-10000", "files".
             labels: intended classes, needed by "class-accuracy".
             progress: called after every batch.
+            together: whether the source has to be asked as often by every rank, as a model in parts has: a rank
+                without a last batch draws it too, and drops it.
 
         Returns:
             Metric as requested -> its score, the same on every rank.
@@ -162,7 +165,7 @@ class Evaluator:
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             try:
-                sums.run(source, progress)
+                sums.run(source, progress, together)
             except Exception as caught:
                 error = caught
         raise_together(error)

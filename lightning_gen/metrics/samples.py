@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_gen.metrics.distributed import gather_rows, own_batches, total
+from lightning_gen.metrics.distributed import gather_rows, own_batches, total, world
 from lightning_gen.metrics.extractors import FeatureExtractor
 from lightning_gen.metrics.lenet import correct
 from lightning_gen.metrics.protocol import METRICS
@@ -43,8 +43,8 @@ class SampleSums:
         self.gathered: dict[str, Tensor] = {}
         self.seen, self.correct = 0, 0
 
-    def run(self, source: SampleSource, progress: Progress | None) -> None:
-        """Sample and extract this rank's batches."""
+    def run(self, source: SampleSource, progress: Progress | None, together: bool = False) -> None:
+        """Sample and extract this rank's batches; `together` asks the source as often as every other rank does."""
         batches = own_batches(self.num_samples, self.evaluator.batch_size)
         mine = sum(n for _, n in batches)
         for first, n in batches:
@@ -60,6 +60,10 @@ class SampleSums:
             self.seen += n
             if progress is not None:
                 progress("samples", self.seen, mine)
+        size = self.evaluator.batch_size
+        if together and len(batches) * world()[1] < -(-self.num_samples // size):
+            last = (self.num_samples - 1) // size * size
+            source(last, self.num_samples - last)
 
     def _extract(self, kind: str, images: Tensor, first: int) -> None:
         features, logits = self.evaluator.extractors[kind](images)

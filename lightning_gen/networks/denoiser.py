@@ -112,6 +112,13 @@ class DenoisingNetwork(nn.Module, ABC):
         """Whether there is anything that guidance could leave out; classes without a "none" cannot be."""
         return self.null_class or (self.num_classes is None and (self.vector_dim > 0 or self.token_dim > 0))
 
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """List the blocks that are called one after the other and of which one at a time is to be in memory.
+
+        Each is a module of its own, called as one; what is in none of them is kept together with the network.
+        """
+        return []
+
     @abstractmethod
     def forward(
         self, x: Tensor, noise_label: Tensor, cond: Condition | None = None, second_label: Tensor | None = None

@@ -185,6 +185,10 @@ class DiT(DenoisingNetwork):
         self._add_positions()
         self._initialize()
 
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """List the transformer's blocks."""
+        return list(self.blocks)
+
     def forward(
         self, x: Tensor, noise_label: Tensor, cond: Condition | None = None, second_label: Tensor | None = None
     ) -> Tensor:

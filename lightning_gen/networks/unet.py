@@ -279,6 +279,10 @@ class UNet(DenoisingNetwork):
         """Return the residual blocks in the order in which they act and have their part of the modulations."""
         return [part for part in self.modules() if isinstance(part, ResidualBlock)]
 
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """List the residual blocks."""
+        return list(self.residual_blocks())
+
     def forward(
         self, x: Tensor, noise_label: Tensor, cond: Condition | None = None, second_label: Tensor | None = None
     ) -> Tensor:

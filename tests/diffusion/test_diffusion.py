@@ -373,10 +373,9 @@ def test_bits_per_dim_of_an_ideal_model_is_its_closed_form():
     module = Diffusion(Ideal()).double()
     images = from_uint8(torch.randint(90, 170, (3, *SHAPE), dtype=torch.uint8)).double()
     from lightning_gen.diffusion.likelihood import dequantize
-    from lightning_gen.seeding import GeneratorStream
+    from lightning_gen.seeding import SampleStreams
 
-    generator = torch.Generator().manual_seed(4)
-    y = dequantize(images, GeneratorStream(generator, 3, dtype=torch.float64))
+    y = dequantize(images, SampleStreams(4, 0, 3, dtype=torch.float64))
     normal = torch.distributions.Normal(torch.tensor(0.1).double(), torch.tensor(0.3).double())
     expected = -normal.log_prob(y).flatten(1).mean(1) / math.log(2) + math.log2(127.5)
     torch.testing.assert_close(module.bits_per_dim(images, seed=4, steps=200), expected, rtol=0, atol=2e-4)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,17 @@ class KillAt(Callback):
     def _write_half(self, trainer: Any) -> None:
         save = torch.save
 
-        def half(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        def stopped(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
             if isinstance(content, dict) and content.get("global_step") == self.iteration + 1:
-                file.write(b"PK\x03\x04" + bytes(1000))
-                file.flush()
-                os.fsync(file.fileno())
-                die()
+                # in a folder that processes write together it is the last file of all
+                with open(file, "wb") if isinstance(file, Path) else nullcontext(file) as half:
+                    half.write(b"PK\x03\x04" + bytes(1000))
+                    half.flush()
+                    os.fsync(half.fileno())
+                    die()
             save(content, file, *args, **kwargs)
 
-        torch.save = half
+        torch.save = stopped
 
     def _after_saving(self, trainer: Any) -> None:
         save = trainer.save_checkpoint

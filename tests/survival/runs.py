@@ -21,7 +21,7 @@ CONTEXT.set_forkserver_preload(["survival_start"])
 PATIENCE = 120
 
 
-def begin(folder: Path, config: dict[str, Any], *args: str, world: int = 1) -> list[Any]:
+def begin(folder: Path, config: dict[str, Any], *args: str, world: int = 1, strategy: str = "ddp") -> list[Any]:
     """Start `lightning-gen fit` in a folder, in as many processes as wanted; return them by rank."""
     import survival_start
 
@@ -32,7 +32,7 @@ def begin(folder: Path, config: dict[str, Any], *args: str, world: int = 1) -> l
         port = free.getsockname()[1]
     args = ("fit", "-c", "config.yaml", "--trainer.default_root_dir=run", *args)
     if world > 1:
-        args += (f"--trainer.devices={world}", "--trainer.strategy=ddp")
+        args += (f"--trainer.devices={world}", f"--trainer.strategy={strategy}")
     processes = []
     for rank in range(world):
         env = _environment(rank, world, port) if world > 1 else {}
@@ -68,9 +68,16 @@ def end(processes: list[Any], patience: float = PATIENCE) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def run(folder: Path, config: dict[str, Any], *args: str, world: int = 1) -> list[int]:
+def run(
+    folder: Path,
+    config: dict[str, Any],
+    *args: str,
+    world: int = 1,
+    strategy: str = "ddp",
+    patience: float = PATIENCE,
+) -> list[int]:
     """Start, and wait."""
-    return end(begin(folder, config, *args, world=world))
+    return end(begin(folder, config, *args, world=world, strategy=strategy), patience)
 
 
 def killed_by(codes: list[int]) -> bool:

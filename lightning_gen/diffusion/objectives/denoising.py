@@ -58,7 +58,7 @@ class DenoisingMSE(Objective):
         # half precision has too few digits for a sum of squares
         kind = torch.promote_types(target.dtype, torch.float32)
         error = (output.to(kind) - target.to(kind)).square().flatten(1).mean(1)
-        loss = setting.weighting.weigh(error, level, scales)
+        loss = setting.weighting(error, level, scales)
         logs = {}
         if variance is not None and self.vlb_weight:
             x0_hat = denoiser.image(x_t, output.detach(), scales)

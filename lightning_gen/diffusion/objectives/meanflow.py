@@ -137,7 +137,7 @@ class MeanFlow(Objective):
         # half precision has too few digits for a sum of squares
         kind = torch.promote_types(target.dtype, torch.float32)
         error = (u.to(kind) - target.to(kind)).square().flatten(1).sum(1)
-        loss = setting.weighting.weigh(error / (error.detach() + self.c).pow(self.power), level, scales)
+        loss = setting.weighting(error / (error.detach() + self.c).pow(self.power), level, scales)
         return Losses(loss, t, error.detach(), {"squared_error": error.detach().mean() / x0[0].numel()})
 
     def _moving(self, n: int, setting: Setting) -> int:
