@@ -11,15 +11,13 @@ from typing import Any, cast
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gen import __version__, epoch_means, fsdp2
 from lightning_gen.agreement import mean_of_all
+from lightning_gen.checks import check_callbacks, expect_unused_parameters
 from lightning_gen.images import from_uint8
 from lightning_gen.loggers import recent_rows
 from lightning_gen.nonfinite import NonFinitePolicy
@@ -279,20 +277,9 @@ class GenerativeModule(LightningModule, ABC):
         """Check the data, and let DDP expect parameters without a gradient: a GAN's backward pass leaves half."""
         if stage != "predict":
             self.check_data(getattr(self.trainer, "datamodule", None))
-        savers = getattr(self.trainer, "checkpoint_callbacks", [])
-        if stage == "fit" and any(getattr(one, "_train_time_interval", None) for one in savers):
-            raise MisconfigurationException(
-                "ModelCheckpoint(train_time_interval=...) never saves a model that steps by hand, as these do: use"
-                " LastCheckpoint(every_minutes=...)."
-            )
-        strategy = self.trainer.strategy
-        if stage == "fit" and isinstance(strategy, DDPStrategy):
-            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
-            if not strategy._ddp_kwargs["find_unused_parameters"] or strategy._ddp_kwargs.get("static_graph"):
-                raise MisconfigurationException(
-                    "These losses leave parameters without a gradient, which DDP has to be told:"
-                    " use strategy='ddp_find_unused_parameters_true', without static_graph."
-                )
+        if stage == "fit":
+            check_callbacks(getattr(self.trainer, "checkpoint_callbacks", []))
+            expect_unused_parameters(self.trainer.strategy)
 
     @property
     def sharded(self) -> bool:
@@ -410,29 +397,6 @@ class GenerativeModule(LightningModule, ABC):
         self._seconds = kept.get("training_seconds", 0.0)
         self._scalers = kept.get("scalers")
         self._epoch_means = kept.get("epoch_means")
-
-
-def optimizer_with_schedule(
-    network: nn.Module, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None
-) -> OptimizerConfig | OptimizerLRSchedulerConfig:
-    """Make the optimizer of a network's trainable parameters, and its schedule, as Lightning takes them.
-
-    Raises:
-        MisconfigurationException: where nothing is left to train, or the schedule waits for a metric.
-    """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise MisconfigurationException(f"Every parameter of the {type(network).__name__} is frozen.")
-    made = optimizer(parameters)
-    if scheduler is None:
-        return {"optimizer": made}
-    schedule = scheduler(made)
-    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise MisconfigurationException(
-            "Schedules are stepped once an iteration, and ReduceLROnPlateau waits for a metric: use LinearLR,"
-            " CosineAnnealingLR, OneCycleLR or another schedule of the iteration."
-        )
-    return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def trying(trainer: Trainer) -> bool:

@@ -19,7 +19,11 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
-from torch import Tensor
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
+from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -115,3 +119,26 @@ class WarmUp(LambdaLR):
             done = min(max(iteration - self.iterations, 0) / (self.until - self.iterations), 1.0)
             return rise * (0.5 * (1 + math.cos(math.pi * done)) if self.decay == "cosine" else 1 - done)
         return rise
+
+
+def optimizer_with_schedule(
+    network: nn.Module, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None
+) -> OptimizerConfig | OptimizerLRSchedulerConfig:
+    """Make the optimizer of a network's trainable parameters, and its schedule, as Lightning takes them.
+
+    Raises:
+        MisconfigurationException: where nothing is left to train, or the schedule waits for a metric.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise MisconfigurationException(f"Every parameter of the {type(network).__name__} is frozen.")
+    made = optimizer(parameters)
+    if scheduler is None:
+        return {"optimizer": made}
+    schedule = scheduler(made)
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise MisconfigurationException(
+            "Schedules are stepped once an iteration, and ReduceLROnPlateau waits for a metric: use LinearLR,"
+            " CosineAnnealingLR, OneCycleLR or another schedule of the iteration."
+        )
+    return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -27,7 +27,7 @@ FLOORS = [
     ],
     ["agreement", "place", "epoch_means"],
     ["gan.__init__", "diffusion", "stepping", "ema", "ema_profiles", "posthoc", "optimizers", "loggers", "overhead"],
-    ["sharding", "fsdp2"],
+    ["sharding", "fsdp2", "checks"],
     ["module"],
     ["checkpoints", "results", "gan.module", "diffusion.module", "diffusion.drawing", "callbacks", "interop"],
     ["cli", "__main__"],

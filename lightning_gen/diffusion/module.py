@@ -45,10 +45,9 @@ from lightning_gen.diffusion.times import TimeSampler
 from lightning_gen.diffusion.weightings import Plain, Weighting
 from lightning_gen.ema import Averages
 from lightning_gen.labels import ClassPrior
-from lightning_gen.module import optimizer_with_schedule
 from lightning_gen.networks.denoiser import DenoisingNetwork
 from lightning_gen.nonfinite import NonFiniteLoss, NonFinitePolicy
-from lightning_gen.optimizers import DiffusionAdamW
+from lightning_gen.optimizers import DiffusionAdamW, optimizer_with_schedule
 from lightning_gen.seeding import GeneratorStream, RandomStream
 from lightning_gen.sharding import COMPILED
 from lightning_gen.stepping import ClipAlgorithm, evaluating

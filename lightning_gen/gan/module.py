@@ -45,10 +45,10 @@ from lightning_gen.gan.latents import draw_latents
 from lightning_gen.gan.losses import LOSSES, AdversarialLoss
 from lightning_gen.gan.penalties import Penalty, clip_weights_, refuse_batch_norm
 from lightning_gen.labels import NO_LABELS, ClassPrior
-from lightning_gen.module import GenerativeModule, optimizer_with_schedule
+from lightning_gen.module import GenerativeModule
 from lightning_gen.networks.base import Discriminator, DiscriminatorOutput, Generator
 from lightning_gen.nonfinite import NonFinitePolicy, checked
-from lightning_gen.optimizers import GANAdam
+from lightning_gen.optimizers import GANAdam, optimizer_with_schedule
 from lightning_gen.seeding import GeneratorStream, RandomStream
 from lightning_gen.sharding import COMPILED, keep_through_backward
 from lightning_gen.stepping import ClipAlgorithm, eager, evaluating, frozen, tracking_layers, untracked_statistics
