@@ -49,7 +49,8 @@ def _take(path: Path) -> TextIO | None:
     while fcntl is not None:
         file = path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # not flock, which processes that load data would inherit, and hold a while after a kill
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
             holder = file.read().strip()

@@ -31,8 +31,10 @@ def straight(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("number", [INT, TERM, USR1])
-@pytest.mark.parametrize(("world", "rank"), [(1, 0), (2, 0), (2, 1), (2, -1)])
+@pytest.mark.parametrize(
+    ("world", "rank", "number"),
+    [(1, 0, INT), (1, 0, TERM), (1, 0, USR1), (2, 0, TERM), (2, 1, USR1), (2, -1, INT), (2, -1, TERM)],
+)
 def test_whoever_gets_the_signal_all_save_and_stop(world, rank, number, straight, tmp_path):
     before = stop_and_continue(tmp_path, configuration(*FAMILIES["gan"]), "batch", number, rank, world)
     assert before.count("saved run/checkpoints/last.ckpt") == 1
