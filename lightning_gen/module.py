@@ -253,6 +253,14 @@ class GenerativeModule(LightningModule, ABC):
         self._held_out = 0
         share_statistics(self)
 
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Seed what is drawn besides, such as an augmentation: always the same for the same batch."""
+        seed_device(self.device, mix(self.global_rank, batch_idx))
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Seed what is drawn besides, such as an augmentation: always the same for the same batch."""
+        seed_device(self.device, mix(self.global_rank, batch_idx))
+
     def check_data(self, datamodule: Any) -> None:
         """Refuse data of another shape, or of more classes, than this model makes.
 
