@@ -84,10 +84,12 @@ def _peer(error: BaseException) -> str | None:
 
 def _killed_worker(error: BaseException) -> str | None:
     killed = re.search(r"DataLoader worker.* (is killed by signal|exited unexpectedly)", str(error))
-    if not isinstance(error, RuntimeError) or killed is None:
+    # what is seen first may also be that nothing comes through the pipe any more
+    cut_off = isinstance(error, (ConnectionError, EOFError)) and _passed_through(error, "torch.utils.data")
+    if not cut_off and (not isinstance(error, RuntimeError) or killed is None):
         return None
     return (
-        f"A process that loads data is gone ({str(error).strip().splitlines()[0][:200]}): most often the machine has"
+        f"A process that loads data is gone ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]}): most often the machine has"
         " run out of memory, and the system has ended it. Use fewer of them (--data.num_workers) or smaller batches;"
         " the same command continues from the newest checkpoint."
     )
@@ -153,6 +155,16 @@ def causes(error: BaseException) -> list[BaseException]:
         chain.append(seen)
         seen = seen.__cause__ or seen.__context__
     return chain[::-1]
+
+
+def _passed_through(error: BaseException, package: str) -> bool:
+    """Whether the code of a package was on the way to the exception."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(package):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def raised_here(error: BaseException) -> bool:
