@@ -88,8 +88,9 @@ def _killed_worker(error: BaseException) -> str | None:
     cut_off = isinstance(error, (ConnectionError, EOFError)) and _passed_through(error, "torch.utils.data")
     if not cut_off and (not isinstance(error, RuntimeError) or killed is None):
         return None
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return (
-        f"A process that loads data is gone ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]}): most often the machine has"
+        f"A process that loads data is gone ({first}): most often the machine has"
         " run out of memory, and the system has ended it. Use fewer of them (--data.num_workers) or smaller batches;"
         " the same command continues from the newest checkpoint."
     )
