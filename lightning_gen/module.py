@@ -233,10 +233,14 @@ class GenerativeModule(LightningModule, ABC):
             n: images of the batch on this process; they are counted.
             dtype: of the numbers.
         """
-        world = self.trainer.world_size
-        first, self._held_out = self._held_out, self._held_out + n
-        indices = [self.global_rank + world * index for index in range(first, first + n)]
+        indices = self.held_out_indices(n)
+        self._held_out += n
         return SampleStreams(0, indices, n, self.device, dtype)
+
+    def held_out_indices(self, n: int) -> list[int]:
+        """Return the numbers of the next `n` images of this process, in the data of a validation or a test."""
+        world = self.trainer.world_size
+        return [self.global_rank + world * index for index in range(self._held_out, self._held_out + n)]
 
     def log_held_out(self, values: dict[str, Tensor], n: int) -> None:
         """Log means over the `n` images of a batch of a validation or a test, for the mean over all of them."""

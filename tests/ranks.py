@@ -18,14 +18,21 @@ mp.get_context("forkserver").set_forkserver_preload(
 
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> None:
     """Call `function(rank, *arguments)` in `world` processes; an error in one is raised here."""
+    started = (function, world, free_port(), arguments)
+    mp.start_processes(_start, started, nprocs=world, start_method="forkserver")
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(_start, (function, world, port, arguments), nprocs=world, start_method="forkserver")
+        port: int = free.getsockname()[1]
+    return port
 
 
-def _start(rank: int, function: Callable[..., Any], world: int, port: int, arguments: tuple[Any, ...]) -> None:
-    os.environ |= {
+def environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """Return what torchrun tells a process of its place."""
+    return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
@@ -35,6 +42,10 @@ def _start(rank: int, function: Callable[..., Any], world: int, port: int, argum
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
     }
+
+
+def _start(rank: int, function: Callable[..., Any], world: int, port: int, arguments: tuple[Any, ...]) -> None:
+    os.environ |= environment(rank, world, port)
     torch.set_num_threads(1)
     # read from the environment as it was when this was loaded
     rank_zero_only.rank = rank

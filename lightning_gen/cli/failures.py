@@ -85,7 +85,8 @@ def _peer(error: BaseException) -> str | None:
 def _killed_worker(error: BaseException) -> str | None:
     killed = re.search(r"DataLoader worker.* (is killed by signal|exited unexpectedly)", str(error))
     # what is seen first may also be that nothing comes through the pipe any more
-    cut_off = isinstance(error, (ConnectionError, EOFError)) and _passed_through(error, "torch.utils.data")
+    loading = any(name.startswith("torch.utils.data") for name in _modules(error))
+    cut_off = loading and isinstance(error, (ConnectionError, EOFError))
     if not cut_off and (not isinstance(error, RuntimeError) or killed is None):
         return None
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -158,14 +159,14 @@ def causes(error: BaseException) -> list[BaseException]:
     return chain[::-1]
 
 
-def _passed_through(error: BaseException, package: str) -> bool:
-    """Whether the code of a package was on the way to the exception."""
+def _modules(error: BaseException) -> list[str]:
+    """Name the modules that the exception came through, the one that raised it last."""
+    names: list[str] = []
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
-        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(package):
-            return True
+        names.append(str(trace.tb_frame.f_globals.get("__name__", "")))
         trace = trace.tb_next
-    return False
+    return names
 
 
 def raised_here(error: BaseException) -> bool:
@@ -175,12 +176,7 @@ def raised_here(error: BaseException) -> bool:
 
 def raised_in(error: BaseException, package: str) -> bool:
     """Whether the exception was raised by the code of a package."""
-    trace: TracebackType | None = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == package
+    return [name.split(".")[0] for name in _modules(error)[-1:]] == [package]
 
 
 def _is(module: str, name: str, error: BaseException) -> bool:

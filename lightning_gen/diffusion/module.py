@@ -290,12 +290,11 @@ class Diffusion(DenoisingSampler):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log what validation does, on the test split, and bits per dimension where they are asked for."""
-        first = self._held_out
+        images = batch["image"]
+        indices = self.held_out_indices(len(images))
         self._evaluate(batch, "test")
         if self.likelihood_steps:
-            images = batch["image"]
-            offset = [self.global_rank + self.trainer.world_size * (first + i) for i in range(len(images))]
-            bits = self.bits_per_dim(images, batch.get("label"), offset=offset)
+            bits = self.bits_per_dim(images, batch.get("label"), offset=indices)
             self.log_held_out({"test/bits_per_dim": bits.mean()}, len(bits))
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:

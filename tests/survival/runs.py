@@ -4,7 +4,6 @@ import csv
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from ranks import environment, free_port
 
 from lightning_gen.checkpoints import load_checkpoint
 
@@ -27,32 +27,17 @@ def begin(folder: Path, config: dict[str, Any], *args: str, world: int = 1, stra
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     args = ("fit", "-c", "config.yaml", "--trainer.default_root_dir=run", *args)
     if world > 1:
         args += (f"--trainer.devices={world}", f"--trainer.strategy={strategy}")
     processes = []
     for rank in range(world):
-        env = _environment(rank, world, port) if world > 1 else {}
+        env = environment(rank, world, port) if world > 1 else {}
         process = CONTEXT.Process(target=survival_start.command, args=(list(args), str(folder), env, rank))
         process.start()
         processes.append(process)
     return processes
-
-
-def _environment(rank: int, world: int, port: int) -> dict[str, str]:
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-    }
 
 
 def end(processes: list[Any], patience: float = PATIENCE) -> list[int]:
