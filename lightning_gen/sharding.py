@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_gen.codec import Codec
 from lightning_gen.ema import Averages
 from lightning_gen.stepping import tracking_layers
 
@@ -61,7 +62,10 @@ def networks_of(module: nn.Module) -> list[nn.Module]:
     """List what is sharded as a whole: the parts of a module that have weights, and each average of them."""
     networks: list[nn.Module] = []
     for child in module.children():
-        networks += [child[name].network for name in child.names] if isinstance(child, Averages) else [child]
+        if isinstance(child, Averages):
+            networks += [child[name].network for name in child.names]
+        elif not isinstance(child, Codec):  # frozen, and used in parts of its own
+            networks.append(child)
     return [network for network in networks if any(True for _ in network.parameters())]
 
 

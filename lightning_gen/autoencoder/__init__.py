@@ -1,1 +1,33 @@
-"""Autoencoders."""
+"""Autoencoders.
+
+The modules are imported when they are first asked for, so that the pure parts come without Lightning.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_gen.autoencoder.bottlenecks import Bottled, Bottleneck, GaussianBottleneck
+from lightning_gen.autoencoder.gaussian import DiagonalGaussian
+from lightning_gen.autoencoder.net import AutoencoderNet
+from lightning_gen.autoencoder.priors import Prior, StandardNormal
+
+if TYPE_CHECKING:
+    from lightning_gen.autoencoder.module import Autoencoder
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderNet",
+    "Bottled",
+    "Bottleneck",
+    "DiagonalGaussian",
+    "GaussianBottleneck",
+    "Prior",
+    "StandardNormal",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Autoencoder":
+        from lightning_gen.autoencoder.module import Autoencoder
+
+        return Autoencoder
+    raise AttributeError(f"module 'lightning_gen.autoencoder' has no attribute '{name}'")

@@ -1,0 +1,5 @@
+from torch import nn
+
+
+class PerceptualLoss(nn.Module):
+    name = "lpips"
