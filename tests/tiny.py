@@ -198,4 +198,12 @@ def tiny_autoencoder(bottleneck=None, seed=0, cls=None, adversarial=False, **arg
     decoder = TinyImageDecoder(in_channels=bottleneck.out_channels)
     if adversarial:
         arguments["discriminator"] = TinyDiscriminator()
+        arguments["adversarial"] = adversarial if isinstance(adversarial, str) else "hinge"
     return (cls or Autoencoder)(encoder, decoder, bottleneck, **arguments)
+
+
+def tiny_latent_diffusion(seed=0, codec=None, **arguments):
+    from lightning_gen.codec import Codec
+
+    codec = Codec(tiny_autoencoder(seed=1).net) if codec is None else codec
+    return tiny_diffusion(seed=seed, net={"image_shape": codec.latent_shape}, codec=codec, **arguments)

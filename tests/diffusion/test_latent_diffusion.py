@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import SHAPE, TinyData, TinyDenoiser, TinyImages, tiny_autoencoder, trainer
+from tiny import SHAPE, TinyData, TinyDenoiser, TinyImages, tiny_autoencoder, tiny_latent_diffusion, trainer
 from tiny import weights as state_of
 
 from lightning_gen.codec import Codec, HasLatents
@@ -17,8 +17,7 @@ def codec(seed=1, **arguments):
 
 
 def latent_diffusion(of=None, **arguments):
-    torch.manual_seed(0)
-    return Diffusion(TinyDenoiser((2, 2, 2)), codec=of or codec(), sampling_steps=3, **arguments)
+    return tiny_latent_diffusion(codec=of or codec(), **arguments)
 
 
 def fit(module, folder, steps=2, data=None):
