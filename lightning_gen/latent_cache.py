@@ -127,7 +127,7 @@ class LatentWriter:
         return LatentFile(name, len(rows), len(content), hashlib.sha256(content).hexdigest())
 
     def _encoded(self, images: ImageDataset, rows: Tensor) -> Iterator[np.ndarray]:
-        for part in rows.split(self.batch_size):
+        for part in torch.split(rows, self.batch_size):
             pixels = from_uint8(images.batch(part)["image"]).to(device=self.device, dtype=self.codec.mean.dtype)
             latents = self.codec.raw(pixels).float().cpu().numpy().astype(self.dtype)
             if not np.isfinite(latents).all():

@@ -46,7 +46,7 @@ def shard_networks(module: "GenerativeModule") -> bool:
         return False
     _check_strategy(strategy, module.trainer)
     module.check_sharding()
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     _send_first(module, strategy.root_device)
     mesh = strategy.device_mesh["data_parallel"]
@@ -55,6 +55,8 @@ def shard_networks(module: "GenerativeModule") -> bool:
         # again after the next step: the weights of before. So nothing is kept, the outermost layers included.
         for part in (*_blocks(network), network):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        for name in getattr(network, "forward_methods", ()):
+            register_fsdp_forward_method(network, name)
     return True
 
 

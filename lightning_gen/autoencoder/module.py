@@ -20,7 +20,7 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -163,7 +163,8 @@ class Autoencoder(GenerativeModule):
             raise ValueError("An Autoencoder has no classes; cond was given.")
         net = self._net(weights)
         with evaluating(net):
-            return net.decoder(net.bottleneck.draw(stream, net.encoder.grid)).float().clamp(-1, 1)  # type: ignore[no-any-return]
+            images = net.draw(stream)
+        return images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
 
     @torch.no_grad()
     def encode(self, images: Tensor, stream: RandomStream | None = None, *, weights: str | None = None) -> Tensor:
@@ -203,7 +204,7 @@ class Autoencoder(GenerativeModule):
         return self._net(weights), {"class_path": path, "init_args": parts}
 
     def _net(self, weights: str | None) -> AutoencoderNet:
-        return self.net_ema.pick(self.net, weights)
+        return cast(AutoencoderNet, self.net_ema.pick(self.net, weights))
 
     # ------------------------------------------------------------------ training
 

@@ -34,6 +34,9 @@ class AutoencoderNet(LatentNetwork):
         ValueError: where the parts do not fit together; says which numbers to change.
     """
 
+    # called besides `forward`, which strategies that shard have to know
+    forward_methods = ("encode", "decode", "draw")
+
     def __init__(self, encoder: ImageEncoder, bottleneck: Bottleneck, decoder: ImageDecoder) -> None:
         super().__init__()
         _check_fit(encoder, bottleneck, decoder)
@@ -46,6 +49,11 @@ class AutoencoderNet(LatentNetwork):
         """Reconstruct images `(B, C, H, W)`; latents are drawn from the stream, or the likeliest without one."""
         bottled: Bottled = self.bottleneck(self.encoder(images), stream)
         return Reconstructed(self.decoder(bottled.z), bottled)
+
+    def draw(self, stream: RandomStream) -> Tensor:
+        """Decode latents whose places are drawn independently of each other, `(n, C, H, W)` in [-1, 1]."""
+        images: Tensor = self.decoder(self.bottleneck.draw(stream, self.encoder.grid))
+        return images.clamp(-1, 1)
 
     def encode(self, images: Tensor, stream: RandomStream | None = None) -> Tensor:
         """Map images to what a model of latents learns, `(B, c, h, w)`; see `Bottleneck.latents`."""

@@ -1,7 +1,7 @@
 """What an autoencoder keeps of its images, in numbers and in pictures."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,6 +14,7 @@ from lightning_gen.images import enlarge, from_uint8, image_grid, to_uint8
 from lightning_gen.metrics import Score
 from lightning_gen.metrics.protocol import RECONSTRUCTED
 from lightning_gen.metrics.reference import read_images
+from lightning_gen.module import GenerativeModule
 
 
 class ReconstructionFidelity(Fidelity):
@@ -62,10 +63,10 @@ class ReconstructionFidelity(Fidelity):
         how = {} if self.weights is None else {"weights": self.weights}
 
         def source(first: int, count: int) -> Tensor:
-            batch = from_uint8(read_images(images, first, count)).to(pl_module.device, pl_module.dtype)
+            batch = on_device(read_images(images, first, count), pl_module)
             return to_uint8(reconstruct(batch, **how))
 
-        used = pl_module.weights_used(**how)
+        used = cast(GenerativeModule, pl_module).weights_used(**how)
         scores = self._evaluator(trainer, split)(source, min(n, len(images)), seed=None, weights=used)
         named = [replace(score, metric=f"r{score.metric}") for score in scores.values()]
         for score in named:
@@ -97,14 +98,19 @@ class ReconstructionGrid(SampleGrid):
         images = data.split(self.split)
         shown = read_images(images, 0, min(self.n, len(images)))
         how = {} if self.weights is None else {"weights": self.weights}
-        made = to_uint8(reconstruct(from_uint8(shown).to(pl_module.device, pl_module.dtype), **how)).cpu()
+        made = to_uint8(reconstruct(on_device(shown, pl_module), **how)).cpu()
         columns = min(8, len(shown))
-        rows = [torch.cat(pair) for pair in zip(shown.split(columns), made.split(columns), strict=True)]
+        rows = [torch.cat(pair) for pair in zip(torch.split(shown, columns), torch.split(made, columns), strict=True)]
         if len(rows[-1]) < 2 * columns:  # a last row with fewer images has gaps
             gap = shown.new_zeros(columns - len(rows[-1]) // 2, *shown.shape[1:])
             first, second = rows[-1].chunk(2)
             rows[-1] = torch.cat([first, gap, second, gap])
         return enlarge(image_grid(torch.cat(rows), columns=columns))
+
+
+def on_device(images: Tensor, module: LightningModule) -> Tensor:
+    """Turn bytes into what a module takes."""
+    return from_uint8(images).to(device=module.device, dtype=cast(torch.dtype, module.dtype))
 
 
 def reconstructing(module: LightningModule) -> Any:

@@ -1,6 +1,6 @@
 """Diffusion in the latents of a codec: what fits, what is learned of the data, and images on the way in and out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +49,7 @@ def check_codec(module: "Diffusion") -> None:
         raise ValueError(NO_LIKELIHOOD)
 
 
-def describe_codec(hyperparameters: dict[str, Any], codec: Codec | None) -> None:
+def describe_codec(hyperparameters: MutableMapping[str, Any], codec: Codec | None) -> None:
     """Let hyperparameters name the codec by its network in place of its file, which need not be there later."""
     if codec is not None and isinstance(hyperparameters.get("codec"), dict):
         described = codec.described()
@@ -118,7 +118,7 @@ def whiten(codec: Codec, datamodule: Any, device: torch.device) -> None:
     rows = (torch.arange(count) * len(images)) // count
 
     def latents() -> Iterator[Tensor]:
-        for part in rows.split(_BATCH):
+        for part in torch.split(rows, _BATCH):
             batch = torch.stack([images[int(row)]["image"] for row in part])
             yield codec.raw(from_uint8(batch).to(device=device, dtype=codec.mean.dtype))
 
