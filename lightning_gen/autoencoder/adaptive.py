@@ -13,7 +13,7 @@ References:
 import torch
 from torch import Tensor
 
-from lightning_gen.autoencoder.quantizers.joined import summed
+from lightning_gen.autoencoder.joined import summed
 from lightning_gen.metrics.distributed import world
 
 LARGEST = 1e4

@@ -1,11 +1,11 @@
-"""The PatchGAN discriminator of pix2pix, as VQGAN trains with it: a logit for each of many overlapping patches.
+r"""The PatchGAN discriminator of pix2pix, as VQGAN trains with it: a logit for each of many overlapping patches.
 
 Convolutions (4 x 4, padding 1): n of stride 2, whose widths double from `channels` up to eight times that, one of
 stride 1, and one of stride 1 that makes the logits; leaky ReLU (0.2) between, normalization on all but the first and
 the last. The first and the last have a bias, the others where no batch norm follows. Weights start from N(0, 0.02^2),
 the gains of the norms from N(1, 0.02^2).
 
-A logit sees a square of side :math:`r_0` with :math:`r = 4` at the last layer and :math:`r \\leftarrow 4 + s (r - 1)`
+A logit sees a square of side :math:`r_0` with :math:`r = 4` at the last layer and :math:`r \leftarrow 4 + s (r - 1)`
 for every layer of stride s before it:
 
 | n | side of a patch | logits of 32 x 32 pixels | of 256 x 256 |

@@ -16,7 +16,6 @@ References:
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -137,7 +136,7 @@ def encoder_layers(
 def decoder_layers(
     inputs: int, outputs: int, halvings: int, channels: int, blocks: int, block_channels: int
 ) -> nn.Sequential:
-    """Return layers from `(B, inputs, h, w)` to `(B, outputs, 2^halvings h, 2^halvings w)`; the last is a convolution."""
+    """Return layers from `(B, inputs, h, w)` to `(B, outputs, 2^halvings h, 2^halvings w)`, a convolution at last."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, channels, 3, padding=1)]
     layers += [ResidualBlock(channels, block_channels) for _ in range(blocks)]
     layers.append(nn.ReLU())

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_gen.autoencoder.quantizers.joined import permutation, summed
+from lightning_gen.autoencoder.joined import permutation, summed
 from lightning_gen.metrics.distributed import world
 
 LAPLACE = 1e-5
@@ -111,7 +111,7 @@ class Codebook(nn.Module):
         # |z - e|^2 without |z|^2, which all codes have in common
         found = [
             torch.addmm(half_squares, part, codes.t(), alpha=-1).argmin(1)
-            for part in flat.split(max(1, _LARGEST_TABLE // len(codes)))
+            for part in torch.split(flat, max(1, _LARGEST_TABLE // len(codes)))
         ]
         return torch.cat(found).view(vectors.shape[:-1])
 

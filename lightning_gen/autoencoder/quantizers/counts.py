@@ -15,7 +15,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from lightning_gen.autoencoder.quantizers.joined import summed
+from lightning_gen.autoencoder.joined import summed
 from lightning_gen.metrics.distributed import world
 
 WINDOW = 100

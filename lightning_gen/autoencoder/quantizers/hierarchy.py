@@ -99,7 +99,7 @@ class TwoLevelQuantizer(Quantizer):
                 f"TwoLevelQuantizer decodes {self.num_quantizers} codes of a place, those of one vector of the top"
                 f" level and of four of the bottom level; given were {indices.shape[-1]}."
             )
-        top, bottom = indices.split([self.top.num_quantizers, 4 * self.bottom.num_quantizers], dim=-1)
+        top, bottom = torch.split(indices, [self.top.num_quantizers, 4 * self.bottom.num_quantizers], dim=-1)
         levels = ((self.top, top), (self.bottom, _unfolded(bottom)))
         decoded = [
             level.decode_indices(codes if level.num_quantizers > 1 else codes[..., 0]) for level, codes in levels
@@ -117,9 +117,13 @@ def _places(indices: Tensor) -> Tensor:
 
 def _folded(indices: Tensor) -> Tensor:
     """Map codes `(B, 2 h, 2 w, Q)` of a fine grid to those of 2 x 2 places each, `(B, h, w, 4 Q)`."""
-    return indices.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).movedim(2, 3).flatten(3)
+    batch, height, width, codes = indices.shape
+    blocks = indices.reshape(batch, height // 2, 2, width // 2, 2, codes)
+    return blocks.movedim(2, 3).flatten(3)
 
 
 def _unfolded(indices: Tensor) -> Tensor:
     """Undo `_folded`."""
-    return indices.unflatten(3, (2, 2, -1)).movedim(3, 2).flatten(3, 4).flatten(1, 2)
+    batch, height, width, codes = indices.shape
+    blocks = indices.reshape(batch, height, width, 2, 2, codes // 4)
+    return blocks.movedim(3, 2).reshape(batch, 2 * height, 2 * width, codes // 4)

@@ -30,7 +30,7 @@ from lightning_gen.autoencoder.quantizers.base import (
     straight_through,
 )
 from lightning_gen.autoencoder.quantizers.counts import CodeCounts
-from lightning_gen.autoencoder.quantizers.joined import joined_mean
+from lightning_gen.autoencoder.joined import joined_mean
 from lightning_gen.autoencoder.quantizers.vector import checked_beta
 from lightning_gen.seeding import RandomStream
 
@@ -113,7 +113,7 @@ class LookupFreeQuantizer(Quantizer):
         size = logits.abs()
         each = (F.softplus(-size) + size * torch.sigmoid(-size)).sum(1).mean()
         of_mean = z.new_zeros(())
-        for bits in p.split(self.group_bits, dim=1):
+        for bits in torch.split(p, self.group_bits, dim=1):
             joint = _joint(bits)
             mean = joined_mean(joint) if self.learns else joint.mean(0)
             # at 0 the derivative of -p log p is infinite
