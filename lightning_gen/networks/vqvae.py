@@ -15,6 +15,7 @@ References:
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -108,8 +109,7 @@ class VQVAEDecoder(ImageDecoder):
     @property
     def last_layer(self) -> nn.Parameter:
         """The weight of the last convolution."""
-        weight: nn.Parameter = self.layers[-1].weight
-        return weight
+        return cast(nn.Parameter, self.layers[-1].weight)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents `(B, in_channels, h, w)` to images; see `ImageDecoder.forward`."""

@@ -52,14 +52,15 @@ class CodeCounts(nn.Module):
     @property
     def usage(self) -> Tensor:
         """Share of codes chosen at least once, in [0, 1], of each of the Q codes of a place: `(Q,)`."""
-        return (self.counts.sum(0) > 0).float().mean(-1)
+        return self.counts.sum(0).clamp(max=1).float().mean(-1)
 
     @property
     def perplexity(self) -> Tensor:
         """Perplexity in [1, K] of each of the Q codes of a place: `(Q,)`."""
         recent = self.counts.sum(0).float()
         shares = recent / recent.sum(-1, keepdim=True).clamp(min=1)
-        return torch.special.entr(shares).sum(-1).exp()
+        entropy: Tensor = torch.special.entr(shares).sum(-1)
+        return entropy.exp()
 
     @torch.no_grad()
     def count(self, indices: Tensor) -> None:

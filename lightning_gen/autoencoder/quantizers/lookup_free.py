@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_gen.autoencoder.bottlenecks import Bottled
+from lightning_gen.autoencoder.joined import joined_mean
 from lightning_gen.autoencoder.quantizers.base import (
     Quantizer,
     channels_first,
@@ -30,7 +31,6 @@ from lightning_gen.autoencoder.quantizers.base import (
     straight_through,
 )
 from lightning_gen.autoencoder.quantizers.counts import CodeCounts
-from lightning_gen.autoencoder.joined import joined_mean
 from lightning_gen.autoencoder.quantizers.vector import checked_beta
 from lightning_gen.seeding import RandomStream
 
