@@ -1,14 +1,23 @@
-"""Autoencoders.
+"""Autoencoders of images, variational, quantized and adversarial.
 
 The modules are imported when they are first asked for, so that the pure parts come without Lightning.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_gen.autoencoder.adaptive import adaptive_weight
 from lightning_gen.autoencoder.bottlenecks import Bottled, Bottleneck, GaussianBottleneck
 from lightning_gen.autoencoder.gaussian import DiagonalGaussian
 from lightning_gen.autoencoder.net import AutoencoderNet
 from lightning_gen.autoencoder.priors import Prior, StandardNormal
+from lightning_gen.autoencoder.quantizers import (
+    FiniteScalarQuantizer,
+    LookupFreeQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    TwoLevelQuantizer,
+    VectorQuantizer,
+)
 
 if TYPE_CHECKING:
     from lightning_gen.autoencoder.module import Autoencoder
@@ -19,9 +28,16 @@ __all__ = [
     "Bottled",
     "Bottleneck",
     "DiagonalGaussian",
+    "FiniteScalarQuantizer",
     "GaussianBottleneck",
+    "LookupFreeQuantizer",
     "Prior",
+    "Quantizer",
+    "ResidualQuantizer",
     "StandardNormal",
+    "TwoLevelQuantizer",
+    "VectorQuantizer",
+    "adaptive_weight",
 ]
 
 
