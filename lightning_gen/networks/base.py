@@ -229,6 +229,28 @@ def image_shape_of(net: nn.Module, image_shape: Sequence[int]) -> ImageShape:
     return channels, height, width
 
 
+def level_widths(net: nn.Module, channels: int, multipliers: Sequence[float]) -> list[int]:
+    """Return the number of channels of every level, or raise a ValueError where they are no whole numbers above 0."""
+    name = type(net).__name__
+    if not multipliers:
+        raise ValueError(f"{name}: channel_multipliers holds one number per level, and there is no level.")
+    widths = [int(channels * factor) for factor in multipliers]
+    if any(width < 1 or width != channels * factor for width, factor in zip(widths, multipliers, strict=True)):
+        raise ValueError(
+            f"{name} takes channel_multipliers that make whole numbers of channels={channels}, not {list(multipliers)}."
+        )
+    return widths
+
+
+def level_numbers(net: nn.Module, what: str, levels: Sequence[int], count: int) -> list[int]:
+    """Return numbers of levels, those from the end (-1 is the last) counted from 0; a ValueError for one too many."""
+    if any(not -count <= level < count for level in levels):
+        raise ValueError(
+            f"{type(net).__name__} with {count} levels takes {what} in [{-count}, {count - 1}], not {levels}."
+        )
+    return sorted({level % count for level in levels})
+
+
 def num_classes_of(net: nn.Module, num_classes: int | None) -> int | None:
     """Return the number of classes, or raise a ValueError where it is neither None nor a positive integer."""
     return None if num_classes is None else positive(net, "num_classes", num_classes)

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gen.errors import choose
-from lightning_gen.networks.base import positive
+from lightning_gen.networks.base import level_numbers, level_widths, positive
 from lightning_gen.networks.denoiser import Condition, DenoisingNetwork
 from lightning_gen.networks.embeddings import EmbeddingOrder
 from lightning_gen.networks.unet_blocks import (
@@ -167,7 +167,7 @@ class UNet(DenoisingNetwork):
         self.blocks = positive(self, "blocks", blocks)
         self.patch_size = positive(self, "patch_size", patch_size)
         self.widths = self._widths(channel_multipliers)
-        self.attention_levels = self._attention_levels(attention_levels)
+        self.attention_levels = level_numbers(self, "attention_levels", attention_levels, len(self.widths))
         self.decoder_attention, self.middle_attention = decoder_attention, middle_attention
         self.resampling: ResamplingKind = resampling
         self.class_embedding = class_embedding
@@ -204,14 +204,7 @@ class UNet(DenoisingNetwork):
         return cls(**(choose("preset", name, PRESETS) | changes))
 
     def _widths(self, multipliers: Sequence[float]) -> list[int]:
-        if not multipliers:
-            raise ValueError("UNet: channel_multipliers holds one number per level, and there is no level.")
-        widths = [int(self.channels * factor) for factor in multipliers]
-        if any(width < 1 or width != self.channels * factor for width, factor in zip(widths, multipliers, strict=True)):
-            raise ValueError(
-                f"UNet takes channel_multipliers that make whole numbers of channels={self.channels}, not"
-                f" {list(multipliers)}."
-            )
+        widths = level_widths(self, self.channels, multipliers)
         halvings = len(widths) - 1
         divisor = self.patch_size * 2**halvings
         if any(side % divisor for side in self.image_shape[1:]):
@@ -222,14 +215,6 @@ class UNet(DenoisingNetwork):
                 f" {divisor}, not {height} x {width}; take away channel_multipliers or pad the images."
             )
         return widths
-
-    def _attention_levels(self, levels: Sequence[int]) -> list[int]:
-        count = len(self.widths)
-        if any(not -count <= level < count for level in levels):
-            raise ValueError(
-                f"UNet with {count} levels takes attention_levels in [{-count}, {count - 1}], not {levels}."
-            )
-        return sorted({level % count for level in levels})
 
     def _build(self) -> None:
         settings, widths = self.settings, self.widths

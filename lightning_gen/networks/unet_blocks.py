@@ -1,4 +1,4 @@
-r"""The blocks of the denoising U-Net: residual block with a noise label, attention, resampling.
+r"""The blocks of the U-Net and of autoencoders: residual block with or without a noise label, attention, resampling.
 
 A residual block computes, with e its slice of the stacked projection of the embedding and r its resampling,
 
@@ -6,9 +6,9 @@ A residual block computes, with e its slice of the stacked projection of the emb
     h = \mathrm{conv}_1(r(\mathrm{silu}(\mathrm{norm}_1 x))), \qquad
     y = c\,(\mathrm{conv}_2(\mathrm{silu}(\mathrm{norm}_2(h + e))) + s(r(x))),
 
-s being a 1x1 convolution where the width changes, else the identity, and c 1 or :math:`1/\sqrt 2`. In the adaptive
-form e holds a scale and a shift, and :math:`(1 + e_s)\,\mathrm{norm}_2(h) + e_t` takes the place of
-:math:`\mathrm{norm}_2(h + e)`.
+s being a 1x1 convolution where the width changes, else the identity, and c 1 or :math:`1/\sqrt 2`. Without a noise
+label e is 0. In the adaptive form e holds a scale and a shift, and :math:`(1 + e_s)\,\mathrm{norm}_2(h) + e_t` takes
+the place of :math:`\mathrm{norm}_2(h + e)`.
 
 A nearest-neighbor doubling followed by a 3x3 convolution is a transposed 4x4 convolution of stride 2 whose kernel is,
 along each axis, the flipped kernel summed with its neighbor: (w2, w1 + w2, w0 + w1, w0). It takes 16 products a
@@ -260,14 +260,16 @@ class ResidualBlock(nn.Module):
         """Length of the slice of the stacked projection that `forward` takes."""
         return self.outputs * (2 if self.adaptive else 1)
 
-    def forward(self, x: Tensor, e: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Map `(B, inputs, H, W)` and the modulation `(B, modulation_width)` to `(B, outputs, H', W')`."""
+    def forward(
+        self, x: Tensor, e: Tensor | None = None, tokens: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Map `(B, inputs, H, W)` and the modulation `(B, modulation_width)`, or none, to `(B, outputs, H', W')`."""
         h = normalized_silu(self.norm1, x)
         if self.resampling == "down":
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
         # The sums in place: neither a convolution nor a sum needs its own result in the backward pass.
         h = doubled_conv(h, self.conv1) if self.resampling == "up" else self.conv1(h)
-        h = self._modulated(h, e[:, :, None, None])
+        h = normalized_silu(self.norm2, h) if e is None else self._modulated(h, e[:, :, None, None])
         if self.dropout and self.training:
             h = F.dropout(h, self.dropout)
         x = self.shortcut(x)

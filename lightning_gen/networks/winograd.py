@@ -35,7 +35,8 @@ _FILTER = (
 """G, from three taps to six."""
 
 _ROWS = 256
-"""Rows of a matrix product, tiles of several images together: enough for its speed, few enough for the caches."""
+"""Rows of a matrix product, tiles of several images or of a band of one: enough for its speed, few enough for the
+caches."""
 
 _CHANNELS, _SIDE, _TILES = 128, 8, 64
 """Channels, side and tiles of a batch from which the products saved outweigh the transforms (measured)."""
@@ -101,11 +102,13 @@ def _tiles(side: int) -> int:
     return -(-side // 4)
 
 
-def _transformed_inputs(x: Tensor) -> Tensor:
-    """Map images `(n, H, W, C)` to `(6, 6, n, tiles, tiles, C)`, rows before columns."""
+def _transformed_inputs(x: Tensor, band: slice) -> Tensor:
+    """Map images `(n, H, W, C)` to `(6, 6, n, tiles, tiles, C)`, rows before columns, for a band of rows of tiles."""
     n, height, width, channels = x.shape
-    down, across = 4 * _tiles(height), 4 * _tiles(width)
-    x = F.pad(x, (0, 0, 1, across + 1 - width, 1, down + 1 - height))
+    down, across = 4 * (band.stop - band.start), 4 * _tiles(width)
+    first, end = 4 * band.start - 1, 4 * band.stop + 1
+    x = x[:, max(first, 0) : end]
+    x = F.pad(x, (0, 0, 1, across + 1 - width, max(-first, 0), max(end - height, 0)))
     columns = x.new_empty(6, n, down + 2, across // 4, channels)
     _six_inputs([x[:, :, k : k + across - 3 : 4] for k in range(6)], columns)
     both = x.new_empty(6, 6, n, down // 4, across // 4, channels)
@@ -113,8 +116,9 @@ def _transformed_inputs(x: Tensor) -> Tensor:
     return both
 
 
-def _transformed_gradients(y: Tensor) -> Tensor:
-    """Map gradients `(n, H, W, O)` to `(6, 6, n, tiles, tiles, O)`, rows before columns."""
+def _transformed_gradients(y: Tensor, band: slice) -> Tensor:
+    """Map gradients `(n, H, W, O)` to `(6, 6, n, tiles, tiles, O)`, rows before columns, for a band of rows of tiles."""
+    y = y[:, 4 * band.start : 4 * band.stop]
     n, height, width, channels = y.shape
     down, across = 4 * _tiles(height), 4 * _tiles(width)
     if (down, across) != (height, width):
@@ -134,10 +138,13 @@ def _write_outputs(products: Tensor, out: Tensor) -> None:
         _four_outputs(columns[row], [out[:, row::4, k::4] for k in range(4)])
 
 
-def _chunks(images: Tensor) -> Iterator[slice]:
-    size = max(1, _ROWS // (_tiles(images.shape[1]) * _tiles(images.shape[2])))
+def _chunks(images: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Part images `(n, H, W, C)`: which images, and which of their rows of tiles."""
+    down, across = _tiles(images.shape[1]), _tiles(images.shape[2])
+    size, rows = max(1, _ROWS // (down * across)), min(down, max(1, _ROWS // across))
     for start in range(0, len(images), size):
-        yield slice(start, start + size)
+        for top in range(0, down, rows):
+            yield slice(start, start + size), slice(top, min(top + rows, down))
 
 
 def _convolved(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
@@ -146,12 +153,13 @@ def _convolved(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
     batch, height, width, _ = images.shape
     shape = (batch, filters.shape[2], 4 * _tiles(height), 4 * _tiles(width))
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    for chunk in _chunks(images):
-        inputs = _transformed_inputs(images[chunk])
+    for chunk, band in _chunks(images):
+        inputs = _transformed_inputs(images[chunk], band)
         products = torch.bmm(inputs.flatten(2, 4).flatten(0, 1), filters)
         if bias is not None:
             products[7] += bias  # the product of the point 1 goes into all outputs with factor 1
-        _write_outputs(products.view(*inputs.shape[:-1], -1), out[chunk].permute(0, 2, 3, 1))
+        written = out[chunk, :, 4 * band.start : 4 * band.stop].permute(0, 2, 3, 1)
+        _write_outputs(products.view(*inputs.shape[:-1], -1), written)
     if out.shape[2:] == x.shape[2:]:
         return out
     # A copy and not a view, which autograd would not let be changed in place.
@@ -162,9 +170,9 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient `(O, C, 3, 3)`."""
     images, grads = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
     total = x.new_zeros(36, grad.shape[1], x.shape[1])
-    for chunk in _chunks(images):
-        inputs = _transformed_inputs(images[chunk]).flatten(2, 4).flatten(0, 1)
-        outputs = _transformed_gradients(grads[chunk]).flatten(2, 4).flatten(0, 1)
+    for chunk, band in _chunks(images):
+        inputs = _transformed_inputs(images[chunk], band).flatten(2, 4).flatten(0, 1)
+        outputs = _transformed_gradients(grads[chunk], band).flatten(2, 4).flatten(0, 1)
         torch.baddbmm(total, outputs.transpose(1, 2), inputs, out=total)
     taps = _filter_matrix(x).t() @ total.flatten(1)
     return taps.view(3, 3, grad.shape[1], x.shape[1]).permute(2, 3, 0, 1)

@@ -6,8 +6,9 @@ from torch import nn
 from lightning_gen.networks import winograd
 from lightning_gen.networks.winograd import Conv3x3
 
-# multiples of the tile, less than one, one and a half, and a batch of more chunks than one
+# multiples of the tile, less than one, one and a half, a batch of more chunks than one, and images of more than one
 SIZES = {"tiles": (2, 8, 8), "odd": (3, 7, 14), "wide": (1, 6, 13), "chunks": (5, 32, 32)}
+SIZES |= {"bands": (2, 70, 69), "a band a row": (1, 9, 1040)}
 
 
 @pytest.fixture(autouse=True)
