@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightning_gen.autoencoder.bottlenecks import Bottleneck
 from lightning_gen.autoencoder.quantizers.counts import CodeCounts
+from lightning_gen.seeding import RandomStream, inverse_cdf
 
 
 class Quantizer(Bottleneck, ABC):
@@ -56,6 +57,21 @@ class Quantizer(Bottleneck, ABC):
         Raises:
             ValueError: for codes of another shape or type, or out of range.
         """
+
+    def draw(self, stream: RandomStream, grid: tuple[int, int]) -> Tensor:
+        """Draw latents `(n, out_channels, h, w)`, each code by itself, as often as it was chosen in training."""
+        return self.decode_indices(self.draw_indices(stream, grid))
+
+    def draw_indices(self, stream: RandomStream, grid: tuple[int, int]) -> Tensor:
+        """Draw codes of a grid `(h, w)`, as `Bottled.indices` has them."""
+        frequencies = torch.cat([counts.counts.sum(0) for counts in self._all_counts()]).double()
+        uniform = stream.uniform(*grid, self.num_quantizers)
+        # before training, all alike
+        codes = [
+            inverse_cdf(chosen if chosen.any() else torch.ones_like(chosen), uniform[..., place])
+            for place, chosen in enumerate(frequencies)
+        ]
+        return codes[0] if self.num_quantizers == 1 else torch.stack(codes, dim=-1)
 
     @property
     def usage(self) -> Tensor:

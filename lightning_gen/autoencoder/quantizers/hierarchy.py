@@ -86,6 +86,11 @@ class TwoLevelQuantizer(Quantizer):
         indices = torch.cat([_places(top.indices), _folded(_places(bottom.indices))], dim=-1)
         return Bottled(self._joined(top.z, bottom.z), top.loss + bottom.loss, logs | self.use(), indices)
 
+    def draw_indices(self, stream: RandomStream, grid: tuple[int, int]) -> Tensor:
+        """Draw codes of both levels; see `Quantizer.draw_indices`."""
+        top = self.top.draw_indices(stream, (grid[0] // 2, grid[1] // 2))
+        return torch.cat([_places(top), _folded(_places(self.bottom.draw_indices(stream, grid)))], dim=-1)
+
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Map codes to latents; see `Quantizer.decode_indices`.
 
