@@ -20,6 +20,7 @@ References:
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -43,7 +44,7 @@ from lightning_gen.nonfinite import NonFiniteLoss, NonFinitePolicy
 from lightning_gen.optimizers import GANAdam, optimizer_with_schedule
 from lightning_gen.seeding import GeneratorStream, RandomStream
 from lightning_gen.sharding import COMPILED
-from lightning_gen.stepping import ClipAlgorithm, evaluating, frozen
+from lightning_gen.stepping import ClipAlgorithm, evaluating, frozen, gradients_aside
 
 Distance = Literal["l1", "l2"]
 
@@ -250,7 +251,9 @@ class Autoencoder(GenerativeModule):
             if listens:
                 deceiving, told = self._deceive(losses.total.mean(), images, made)
                 loss, logs = loss + deceiving, logs | told
-            moved = self.steps(loss, micro=micro)
+            # sharded weights cannot be frozen, and the discriminator is not to learn to be deceived
+            with gradients_aside(self.discriminator) if self.sharded and listens else nullcontext():
+                moved = self.steps(loss, micro=micro)
             if listens:
                 logs |= self._step_discriminator(images, made.detach(), micro)
             self._log(logs | {"loss": loss}, moved)
