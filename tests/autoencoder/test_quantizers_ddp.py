@@ -58,7 +58,9 @@ def test_processes_equal_one(folder, name):
     assert_all_equal_one(folder, 2, f"gloo {name}", by_hand(name, QuantizedAutoencoder(name).double()))
 
 
-@pytest.mark.parametrize("name", [name for name in QUANTIZERS if ", " in name and "lfq" not in name and name != "vq, ema"])
+@pytest.mark.parametrize(
+    "name", [name for name in QUANTIZERS if ", " in name and "lfq" not in name and name != "vq, ema"]
+)
 def test_codes_start_anew_in_these_trainings(name, monkeypatch):
     """Else the tests above would not see how."""
     restart, restarted = Codebook.restart, []
