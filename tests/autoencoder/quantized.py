@@ -16,14 +16,14 @@ from lightning_gen.module import GenerativeModule
 # name -> makes the quantizer
 QUANTIZERS = {
     "vq": lambda: VectorQuantizer(3, 8),
-    "vq, restarts": lambda: VectorQuantizer(3, 8, restart_below=0.9),
+    "vq, restarts": lambda: VectorQuantizer(3, 8, restart_below=0.99),
     "vq, ema": lambda: VectorQuantizer(3, 8, ema_decay=0.9),
     "vq, ema, restarts": lambda: VectorQuantizer(3, 8, ema_decay=0.8, restart_below=0.9),
-    "vq, normalized": lambda: VectorQuantizer(3, 8, normalized=True, restart_below=0.9),
-    "vq, normalized, ema": lambda: VectorQuantizer(3, 8, ema_decay=0.8, normalized=True, restart_below=0.5),
+    "vq, normalized": lambda: VectorQuantizer(3, 8, normalized=True, restart_below=0.99),
+    "vq, normalized, ema": lambda: VectorQuantizer(3, 8, ema_decay=0.8, normalized=True, restart_below=0.9),
     "rvq": lambda: ResidualQuantizer(3, 6, 3),
     "rvq, ema, restarts": lambda: ResidualQuantizer(3, 6, 3, ema_decay=0.8, restart_below=0.9),
-    "rvq, shared": lambda: ResidualQuantizer(3, 6, 3, ema_decay=0.8, shared=True, restart_below=0.9),
+    "rvq, shared": lambda: ResidualQuantizer(3, 16, 3, ema_decay=0.8, shared=True, restart_below=0.9),
     "fsq": lambda: FiniteScalarQuantizer([4, 3, 5]),
     "lfq": lambda: LookupFreeQuantizer(3, entropy_weight=1.0),
     "lfq, groups": lambda: LookupFreeQuantizer(3, entropy_weight=1.0, gamma=2.0, group_bits=2),

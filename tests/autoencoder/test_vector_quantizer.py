@@ -59,7 +59,7 @@ def test_normalized_codes_are_compared_by_angle():
 
 @pytest.mark.parametrize("beta", [0.25, 1.0, 0.0])
 def test_the_loss_and_what_it_moves(beta):
-    """The codebook's term has no gradient for the encoder, the commitment none for the codebook; beta is on the latter."""
+    """The codebook's term has no gradient for the encoder, the commitment, which has the beta, none for the codebook."""
     net = spread(VectorQuantizer(2, 5, beta=beta).double())
     x = normal(3, 2, 4, 4).requires_grad_()
     before = net.codebook.codes.detach().numpy().copy()
@@ -249,6 +249,22 @@ def test_shared_averages_are_over_all_stages():
     for one in set(k.tolist()):
         mean = np.concatenate([first, second])[k == one].mean(0)
         np.testing.assert_allclose(net.codebooks[0].codes[one], mean, rtol=0, atol=1e-4)
+
+
+def test_a_batch_is_decoded_with_the_codes_it_was_looked_up_with():
+    net = spread(ResidualQuantizer(3, 9, 3, ema_decay=0.5).double())
+    before = copy.deepcopy(net).eval()
+    bottled = net(normal(2, 3, 4, 4))
+    assert torch.equal(before.decode_indices(bottled.indices), bottled.z)
+    assert not torch.equal(net.eval().decode_indices(bottled.indices), bottled.z)
+
+
+def test_stages_begin_as_different_vectors():
+    """Residuals of what the first stage has begun as are 0; the second draws others."""
+    net = ResidualQuantizer(3, 4, 3, restart_below=0.1).double()
+    net(normal(8, 3, 4, 4))
+    for book in net.codebooks:
+        assert (book.codes.norm(dim=1) > 1e-6).sum() >= 3
 
 
 @pytest.mark.parametrize("arguments", [{}, {"shared": True}, {"dropout": 1.0}])
