@@ -1,5 +1,6 @@
 """The networks that are handed to the modules: plain torch, images in [-1, 1]."""
 
+from lightning_gen.networks.autoencoding import ImageDecoder, ImageEncoder, LatentNetwork
 from lightning_gen.networks.base import Discriminator, DiscriminatorOutput, Generator
 from lightning_gen.networks.conditioning import (
     AuxiliaryHead,
@@ -7,6 +8,7 @@ from lightning_gen.networks.conditioning import (
     LogitHead,
     ProjectionHead,
 )
+from lightning_gen.networks.convolutional_autoencoder import ConvolutionalDecoder, ConvolutionalEncoder
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.denoiser import Condition, DenoisingNetwork
 from lightning_gen.networks.dit import DiT
@@ -20,6 +22,8 @@ __all__ = [
     "AuxiliaryHead",
     "Condition",
     "ConditionalBatchNorm2d",
+    "ConvolutionalDecoder",
+    "ConvolutionalEncoder",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DenoisingNetwork",
@@ -27,6 +31,9 @@ __all__ = [
     "Discriminator",
     "DiscriminatorOutput",
     "Generator",
+    "ImageDecoder",
+    "ImageEncoder",
+    "LatentNetwork",
     "LeNetDiscriminator",
     "LogitHead",
     "MLPDiscriminator",
