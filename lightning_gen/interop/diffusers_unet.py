@@ -15,32 +15,18 @@ References:
     UNet2DModel: https://huggingface.co/docs/diffusers/api/models/unet2d
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_gen.interop.diffusers_names import block_names, joined, parted, weights_and_biases
 from lightning_gen.interop.diffusers_unet_config import refuse_what_they_lack, unet_arguments, unet_config
 from lightning_gen.networks.unet import UNet
 from lightning_gen.networks.unet_blocks import ResidualBlock
 
 __all__ = ["parameter_names", "unet_arguments", "unet_config", "unet_from_diffusers", "unet_to_diffusers"]
-
-_DEPRECATED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def _block_names(ours: str, theirs: str, index: int, block: ResidualBlock) -> dict[str, list[str]]:
-    """Name the parts of a residual block, ours to theirs, and of the attention behind it."""
-    resnet, attention = f"{theirs}.resnets.{index}", f"{theirs}.attentions.{index}"
-    names = {f"{ours}.{part}": [f"{resnet}.{part}"] for part in ("norm1", "conv1", "norm2", "conv2")}
-    if isinstance(block.shortcut, torch.nn.Conv2d):
-        names[f"{ours}.shortcut"] = [f"{resnet}.conv_shortcut"]
-    if block.attention is not None:
-        names[f"{ours}.attention.norm"] = [f"{attention}.group_norm"]
-        names[f"{ours}.attention.qkv"] = [f"{attention}.to_{part}" for part in "qkv"]
-        names[f"{ours}.attention.out"] = [f"{attention}.to_out.0"]
-    return names
 
 
 def _level_names(net: UNet, way: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -51,10 +37,10 @@ def _level_names(net: UNet, way: str) -> tuple[dict[str, list[str]], list[str]]:
     for number, level in enumerate(net.encoder if way == "down" else net.decoder):
         ours, theirs = f"{'encoder' if way == 'down' else 'decoder'}.{number}", f"{way}_blocks.{number}"
         for index, block in enumerate(level.blocks):  # type: ignore[arg-type]
-            names |= _block_names(f"{ours}.blocks.{index}", theirs, index, block)
+            names |= block_names(f"{ours}.blocks.{index}", theirs, index, block)
             projections.append(f"{theirs}.resnets.{index}.time_emb_proj")
         if isinstance(level.resample, ResidualBlock):
-            inside = _block_names(f"{ours}.resample", theirs, 0, level.resample)
+            inside = block_names(f"{ours}.resample", theirs, 0, level.resample)
             names |= {mine: [part.replace("resnets.0", sampler) for part in parts] for mine, parts in inside.items()}
             projections.append(f"{theirs}.{sampler}.time_emb_proj")
         elif level.resample is not None:
@@ -68,7 +54,7 @@ def parameter_names(net: UNet) -> dict[str, list[str]]:
     up, up_projections = _level_names(net, "up")
     middle: dict[str, list[str]] = {}
     for index, block in enumerate(net.middle):
-        middle |= _block_names(f"middle.{index}", "mid_block", index, block)  # type: ignore[arg-type]
+        middle |= block_names(f"middle.{index}", "mid_block", index, block)  # type: ignore[arg-type]
     middle_projections = [f"mid_block.resnets.{index}.time_emb_proj" for index in range(len(net.middle))]
     modules = {
         "embedding.network.hidden": ["time_embedding.linear_1"],
@@ -81,11 +67,7 @@ def parameter_names(net: UNet) -> dict[str, list[str]]:
         "output": ["conv_out"],
         "modulations": [*down_projections, *middle_projections, *up_projections],
     }
-    names = {
-        f"{ours}.{kind}": [f"{part}.{kind}" for part in theirs]
-        for ours, theirs in modules.items()
-        for kind in ("weight", "bias")
-    }
+    names = weights_and_biases(modules)
     if net.num_classes is not None:
         names["embedding.table.weight"] = ["class_embedding.weight"]
     return names
@@ -106,25 +88,7 @@ def unet_from_diffusers(state: Mapping[str, Tensor], net_or_args: UNet | Mapping
     """
     net = net_or_args if isinstance(net_or_args, UNet) else _weightless(net_or_args)
     refuse_what_they_lack(net)
-    state = {_renamed(name): value for name, value in state.items()}
-    names = parameter_names(net)
-    wanted = {part for parts in names.values() for part in parts}
-    if wanted != state.keys():
-        missing, surplus = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
-        raise ValueError(
-            f"The state dict is not that of this UNet2DModel: {_listed(missing)} missing, {_listed(surplus)} left over;"
-            " build the network with unet_arguments(config) of the same folder."
-        )
-    ours = {mine: torch.cat([state[part] for part in parts]) for mine, parts in names.items()}
-    for name, parameter in net.state_dict().items():
-        # Convolutions of 1x1 were once stored for what are linear layers.
-        ours[name] = ours[name].flatten(1) if parameter.dim() == 2 else ours[name]
-        if ours[name].shape != parameter.shape:
-            raise ValueError(
-                f"{', '.join(names[name])} give shape {tuple(ours[name].shape)}, and {name} has"
-                f" {tuple(parameter.shape)}; build the network with unet_arguments(config) of the same folder."
-            )
-    return ours
+    return joined(state, parameter_names(net), net, "UNet2DModel", "unet_arguments(config)")
 
 
 def unet_to_diffusers(state: Mapping[str, Tensor], net: UNet) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -141,24 +105,7 @@ def unet_to_diffusers(state: Mapping[str, Tensor], net: UNet) -> tuple[dict[str,
         ValueError: names the argument of the network that a `UNet2DModel` cannot express.
     """
     config = unet_config(net)
-    theirs: dict[str, Tensor] = {}
-    for mine, parts in parameter_names(net).items():
-        sizes = (
-            net.modulation_widths if mine.startswith("modulations.") else [len(state[mine]) // len(parts)] * len(parts)
-        )
-        pieces = torch.split(state[mine], sizes) if len(parts) > 1 else [state[mine]]
-        theirs |= {part: piece.clone() for part, piece in zip(parts, pieces, strict=True)}
-    return config, theirs
-
-
-def _renamed(name: str) -> str:
-    parent, _, kind = name.rpartition(".")
-    root, _, last = parent.rpartition(".")
-    return f"{root}.{_DEPRECATED[last]}.{kind}" if ".attentions." in name and last in _DEPRECATED else name
-
-
-def _listed(names: Sequence[str]) -> str:
-    return (", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")) or "nothing"
+    return config, parted(state, parameter_names(net), {"modulations": net.modulation_widths})
 
 
 def _weightless(arguments: Mapping[str, Any]) -> UNet:

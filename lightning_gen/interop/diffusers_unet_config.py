@@ -98,7 +98,7 @@ def unet_arguments(
     return {
         **_channels(config, image_size),
         "channels": widths[0],
-        "channel_multipliers": _multipliers(widths),
+        "channel_multipliers": multipliers(widths),
         "blocks": config["layers_per_block"],
         "attention_levels": _attention_levels(config),
         "middle_attention": bool(config["add_attention"]),
@@ -116,7 +116,8 @@ def unet_arguments(
     }
 
 
-def _multipliers(widths: list[int]) -> list[float]:
+def multipliers(widths: list[int]) -> list[float]:
+    """Return the widths of levels as multiples of the first."""
     factors = [width / widths[0] for width in widths]
     return [int(factor) if factor == int(factor) else factor for factor in factors]
 

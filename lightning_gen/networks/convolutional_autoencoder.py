@@ -109,8 +109,8 @@ class ConvolutionalEncoder(ImageEncoder):
         x = self.input(_laid_out(x, self.input, self.channels_last))
         x = _through([*_layers(self.levels), *self.middle], x, self.checkpointing)
         x = self.output(normalized_silu(self.norm, x))
-        x = x if self.quant_conv is None else self.quant_conv(x)
-        return x.contiguous()
+        features: Tensor = x if self.quant_conv is None else self.quant_conv(x)
+        return features.contiguous()
 
 
 class ConvolutionalDecoder(ImageDecoder):
@@ -179,7 +179,7 @@ class ConvolutionalDecoder(ImageDecoder):
     @property
     def last_layer(self) -> nn.Parameter:
         """The weight of the last convolution."""
-        return self.output.weight
+        return self.output.weight  # type: ignore[return-value]
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents `(B, in_channels, h, w)` to images `(B, C, factor h, factor w)`, nearly in [-1, 1].
@@ -191,8 +191,8 @@ class ConvolutionalDecoder(ImageDecoder):
         z = _laid_out(z, self.input, self.channels_last)
         z = self.input(z if self.post_quant_conv is None else self.post_quant_conv(z))
         x = _through([*self.middle, *_layers(self.levels)], z, self.checkpointing)
-        x = self.output(normalized_silu(self.norm, x))
-        return x.contiguous()
+        images: Tensor = self.output(normalized_silu(self.norm, x))
+        return images.contiguous()
 
 
 # ---------------------------------------------------------------------- what the two have in common

@@ -103,7 +103,7 @@ def _tiles(side: int) -> int:
 
 
 def _transformed_inputs(x: Tensor, band: slice) -> Tensor:
-    """Map images `(n, H, W, C)` to `(6, 6, n, tiles, tiles, C)`, rows before columns, for a band of rows of tiles."""
+    """Map images `(n, H, W, C)` to `(6, 6, n, tiles, tiles, C)`, rows before columns, for a band of tiles."""
     n, height, width, channels = x.shape
     down, across = 4 * (band.stop - band.start), 4 * _tiles(width)
     first, end = 4 * band.start - 1, 4 * band.stop + 1
@@ -117,7 +117,7 @@ def _transformed_inputs(x: Tensor, band: slice) -> Tensor:
 
 
 def _transformed_gradients(y: Tensor, band: slice) -> Tensor:
-    """Map gradients `(n, H, W, O)` to `(6, 6, n, tiles, tiles, O)`, rows before columns, for a band of rows of tiles."""
+    """Map gradients `(n, H, W, O)` to `(6, 6, n, tiles, tiles, O)`, rows before columns, for a band of tiles."""
     y = y[:, 4 * band.start : 4 * band.stop]
     n, height, width, channels = y.shape
     down, across = 4 * _tiles(height), 4 * _tiles(width)
