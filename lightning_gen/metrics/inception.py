@@ -22,10 +22,12 @@ from torch import Tensor
 from lightning_gen.errors import MissingData
 from lightning_gen.metrics.extractors import Extraction, FeatureExtractor, file_sha256, state_sha256
 from lightning_gen.metrics.protocol import STANDARD_INCEPTION
+from lightning_gen.metrics.weight_files import WeightsFile
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 FILE_NAMES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 HASH_PREFIX = "6726825d"
+FILE = WeightsFile(FILE_NAMES, URL, HASH_PREFIX)
 VARIABLE = "LIGHTNING_GEN_WEIGHTS"
 
 
@@ -57,7 +59,7 @@ class InceptionV3(FeatureExtractor):
         super().__init__()
         if state_dict is None:
             path = find_inception_weights(weights_path)
-            self.network = _build(_read(path), str(path))
+            self.network = _build(FILE.read(path), str(path))
             self.weights_sha256 = file_sha256(path)
         else:
             self.network = _build(state_dict, "state_dict")
@@ -107,20 +109,13 @@ def find_inception_weights(path: str | Path | None = None) -> Path:
     """
     for given, what in ((path, "weights_path"), (os.environ.get(VARIABLE) or None, f"${VARIABLE}")):
         if given is not None:
-            found = _inside(Path(given).expanduser())
+            found = FILE.inside(Path(given).expanduser())
             if found is not None:
-                return _verified(found)
+                return FILE.verified(found)
             if what == "weights_path" or not Path(given).expanduser().is_dir():
                 raise _missing(f"{what} is {given}, where no such file is")
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    found = _inside(cache)
-    return _verified(found if found is not None else _download(cache / FILE_NAMES[0]))
-
-
-def _inside(path: Path) -> Path | None:
-    """The file itself, or the one in a folder under either of its names."""
-    candidates = [path / name for name in FILE_NAMES] if path.is_dir() else [path]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    found = FILE.inside(FILE.cached.parent)
+    return FILE.verified(found if found is not None else _download(FILE.cached))
 
 
 def _download(target: Path) -> Path:
@@ -133,32 +128,11 @@ def _download(target: Path) -> Path:
 
 
 def _missing(why: str) -> MissingData:
-    target = Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAMES[0]
     return MissingData(
         f"The Inception weights of 'fid', 'kid' and 'is' are missing: {why}. Get {FILE_NAMES[0]} (91 MB) from {URL} "
-        f"and put it at {target}, or name it with weights_path=FILE (--weights_path FILE on the command line) or "
+        f"and put it at {FILE.cached}, or name it with weights_path=FILE (--weights_path FILE on the command line) or "
         f"{VARIABLE}=FILE. For digits in one channel 'fd-lenet5' needs no download."
     )
-
-
-def _verified(path: Path) -> Path:
-    """Refuse a broken copy: the standard name promises the content its last eight digits are the hash of."""
-    if path.name in FILE_NAMES and not file_sha256(path).startswith(HASH_PREFIX):
-        raise ValueError(
-            f"{path} is damaged: its sha256 does not begin with {HASH_PREFIX} (a download that broke off?). "
-            f"Delete it and get it again from {URL}. Other weights of the same network need another file name."
-        )
-    return path
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler given arbitrary bytes raises anything
-        raise ValueError(
-            f"{path} is not a file of weights that torch.save wrote ({type(error).__name__}). Get the file from {URL}."
-        ) from error
-    return state
 
 
 def _build(state_dict: dict[str, Tensor], where: str) -> Any:

@@ -9,8 +9,7 @@ from random_inception import random_inception, smooth
 from torch.utils.data import Dataset
 
 from lightning_gen.errors import MissingData
-from lightning_gen.metrics import Evaluator, InceptionV3, dataset_source, find_inception_weights
-from lightning_gen.metrics import inception as inception_module
+from lightning_gen.metrics import Evaluator, InceptionV3, dataset_source, find_inception_weights, weight_files
 from lightning_gen.metrics.inception import FILE_NAMES, URL, VARIABLE
 
 HUB = Path("hub/checkpoints")
@@ -185,7 +184,7 @@ def test_a_given_file_that_is_not_there_is_not_replaced_by_another(offline, tmp_
 
 
 def test_order_of_the_search(offline, tmp_path, monkeypatch):
-    monkeypatch.setattr(inception_module, "file_sha256", lambda path: "6726825d" + "0" * 56)
+    monkeypatch.setattr(weight_files, "file_sha256", lambda path: "6726825d" + "0" * 56)
 
     def put(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +210,7 @@ def test_order_of_the_search(offline, tmp_path, monkeypatch):
 
 
 def test_a_download_lands_in_the_cache_of_torch_hub(offline, tmp_path, monkeypatch):
-    monkeypatch.setattr(inception_module, "file_sha256", lambda path: "6726825d" + "0" * 56)
+    monkeypatch.setattr(weight_files, "file_sha256", lambda path: "6726825d" + "0" * 56)
     given = {}
 
     def download(url, target, hash_prefix, progress):
