@@ -32,11 +32,11 @@ from torch import Tensor
 from lightning_gen.autoencoder.adaptive import adaptive_weight
 from lightning_gen.autoencoder.bottlenecks import Bottleneck
 from lightning_gen.autoencoder.net import AutoencoderNet
-from lightning_gen.autoencoder.perceptual import PerceptualLoss
+from lightning_gen.autoencoder.perceptual import PerceptualLoss, PerceptualName, perceptual_loss
 from lightning_gen.ema import Averages
 from lightning_gen.errors import choose
 from lightning_gen.gan.losses import AdversarialLoss, LossName, adversarial_loss
-from lightning_gen.metrics.reconstruction import psnr, ssim
+from lightning_gen.metrics.reconstruction import SMALLEST, psnr, ssim, ssim_name
 from lightning_gen.module import GenerativeModule
 from lightning_gen.networks.autoencoding import ImageDecoder, ImageEncoder
 from lightning_gen.networks.base import Discriminator, DiscriminatorOutput
@@ -65,7 +65,8 @@ class Autoencoder(GenerativeModule):
         decoder: latents to images.
         bottleneck: features to latents: a `GaussianBottleneck` or a quantizer.
         distance: "l1" or "l2", the mean absolute or squared difference of images.
-        perceptual: a distance of features, added; None for none.
+        perceptual: a distance of features, added: "lpips", "laplacian", which needs no weights, "auto" for the first of
+            the two that can be, or an object; None for none.
         perceptual_weight: its weight.
         discriminator: tells images from reconstructions; None for none.
         adversarial: the discriminator's loss and the one that deceives it, by name or as an object.
@@ -94,7 +95,7 @@ class Autoencoder(GenerativeModule):
         decoder: ImageDecoder,
         bottleneck: Bottleneck,
         distance: Distance = "l1",
-        perceptual: PerceptualLoss | None = None,
+        perceptual: PerceptualName | PerceptualLoss | None = None,
         perceptual_weight: float = 1.0,
         discriminator: Discriminator | None = None,
         adversarial: LossName | AdversarialLoss = "hinge",
@@ -118,7 +119,7 @@ class Autoencoder(GenerativeModule):
         self.net = AutoencoderNet(encoder, bottleneck, decoder)
         self.net_ema = Averages(self.net, ema_half_lives or [], ema_warmup)
         self.distance = choose("distance", distance, {"l1": "l1", "l2": "l2"})
-        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
+        self.perceptual, self.perceptual_weight = perceptual_loss(perceptual, encoder.image_shape), perceptual_weight
         self.discriminator, self.discriminator_start = discriminator, discriminator_start
         self.adversarial = adversarial_loss(adversarial)
         self.adversarial_weight, self.adaptive = adversarial_weight, adaptive
@@ -321,7 +322,9 @@ class Autoencoder(GenerativeModule):
         losses = self._losses(images, made)
         inside = made.clamp(-1, 1).to(images.dtype)
         values = {"loss": (losses.total.mean() + bottled.loss), **{k: v.mean() for k, v in losses.parts.items()}}
-        values |= {"psnr": psnr(images, inside).mean(), "ssim": ssim(images, inside).mean(), **bottled.logs}
+        values |= {"psnr": psnr(images, inside).mean(), **bottled.logs}
+        if min(images.shape[2:]) >= SMALLEST:
+            values[ssim_name(images.shape[2:])] = ssim(images, inside).mean()
         self.log_held_out({f"{split}/{name}": value for name, value in values.items()}, len(images))
 
     def configure_optimizers(self) -> Sequence[OptimizerConfig | OptimizerLRSchedulerConfig]:

@@ -112,7 +112,7 @@ def test_what_is_logged(tmp_path):
     run = fit(module, tmp_path, 2, limit_val_batches=2, val_check_interval=1, logger=CSVLogger(tmp_path))
     told = {name: float(value) for name, value in run.callback_metrics.items()}
     assert {"loss", "reconstruction", "kl", "loss_g", "loss_d", "weight_g", "logit_real"} <= told.keys()
-    assert {"val/loss", "val/reconstruction", "val/psnr", "val/ssim", "val/kl"} <= told.keys()
+    assert {"val/loss", "val/reconstruction", "val/psnr", "val/ssim-3", "val/kl"} <= told.keys()
     held_out = from_uint8(TinyData().split("val").images[:16])
     made = module.reconstruct(held_out)
     assert told["val/reconstruction"] == pytest.approx(
@@ -138,6 +138,19 @@ def test_images_latents_and_back():
     with pytest.raises(ValueError, match="2 steps or more"):
         module.interpolate(images, images, steps=1)
     assert module.training
+
+
+def test_a_perceptual_loss_is_added_under_its_name(tmp_path):
+    module = tiny_autoencoder(perceptual="laplacian", perceptual_weight=2.0)
+    name = module.perceptual.name
+    x = batches(1)[0].float()
+    made = module.net(x).image
+    losses = module._losses(x, made)
+    torch.testing.assert_close(losses.total, losses.parts["reconstruction"] + 2 * module.perceptual(x, made))
+    run = fit(module, tmp_path, 2)
+    assert name.startswith("laplacian")
+    assert name in run.callback_metrics
+    assert not any("perceptual" in key for key in module.state_dict())
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
