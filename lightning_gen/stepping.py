@@ -223,9 +223,9 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def gradients_aside(network: nn.Module) -> Iterator[None]:
+def gradients_aside(network: nn.Module | None) -> Iterator[None]:
     """Drop the gradients that the block makes for a network, and put those back that it had before."""
-    kept = [(parameter, parameter.grad) for parameter in network.parameters()]
+    kept = [(parameter, parameter.grad) for parameter in (network.parameters() if network is not None else ())]
     for parameter, _ in kept:
         parameter.grad = None
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 
+from lightning_gen.autoencoder.module import Autoencoder
 from lightning_gen.checkpoint_files import AtomicCheckpointIO, find_checkpoint, load_checkpoint
 from lightning_gen.checkpoints import load_module, rebuild_module
 from lightning_gen.cli.failures import UsageError, usage
@@ -17,6 +18,7 @@ from lightning_gen.diffusion.module import Diffusion
 from lightning_gen.ema import Averages
 from lightning_gen.interop import load_diffusers, load_edm, save_diffusers
 from lightning_gen.interop.scheduler_fields import NearlyMapped
+from lightning_gen.module import GenerativeModule
 from lightning_gen.posthoc import find_snapshots, reconstruct
 
 
@@ -41,6 +43,7 @@ def _to_checkpoint(options: Namespace, out: Path) -> None:
     if kind == "ema":
         AtomicCheckpointIO().save_checkpoint(_averaged(path, options.images, options.sigma_rel), out)
         return
+    module: GenerativeModule
     if kind == "edm":
         module = load_edm(path)
     else:
@@ -66,7 +69,7 @@ def _averaged(run: str, images: int | None, sigma_rel: float) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in training} | {"state_dict": module.state_dict()}
 
 
-def checkpoint_of(module: Diffusion) -> dict[str, Any]:
+def checkpoint_of(module: GenerativeModule) -> dict[str, Any]:
     """Return the content of a checkpoint that rebuilds a model, without a trainer's state."""
     content: dict[str, Any] = {
         "state_dict": module.state_dict(),
@@ -81,8 +84,11 @@ def checkpoint_of(module: Diffusion) -> dict[str, Any]:
 
 def _to_diffusers(options: Namespace, out: Path) -> None:
     module = load_module(options.ckpt_path)
-    if not isinstance(module, Diffusion):
-        raise UsageError(f"--ckpt_path {options.ckpt_path} holds a {type(module).__name__}; a Diffusion can go out.")
+    if not isinstance(module, (Diffusion, Autoencoder)):
+        raise UsageError(
+            f"--ckpt_path {options.ckpt_path} holds a {type(module).__name__}; a Diffusion or an Autoencoder can go"
+            " out."
+        )
     with usage():
         module.weights_used(options.weights)
     save_diffusers(module, out, options.weights, strict=not options.nearest)

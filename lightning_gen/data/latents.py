@@ -123,8 +123,8 @@ class LatentsDataModule(ImageDataModule):
         if known != given:
             raise ValueError(
                 f"The latents in {self.path} were made of other training images (fingerprint {known[:16]}, these have"
-                f" {given[:16]}): give data.images the data, size and options of the `lightning-gen latents` command, or"
-                " write latents of these images to another folder."
+                f" {given[:16]}): give data.images the data, size and options of the `lightning-gen latents` command,"
+                " or write latents of these images to another folder."
             )
         for file in files:
             self._check(file)

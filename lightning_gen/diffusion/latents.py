@@ -90,8 +90,8 @@ def check_cache(codec: Codec | None, datamodule: Any) -> None:
     if made_by != codec.fingerprint():
         raise ValueError(
             f"The cached latents were made by another codec (fingerprint {made_by}) than this model's"
-            f" ({codec.fingerprint()}): give the checkpoint and weights of the `lightning-gen latents` command, or write"
-            " the latents again with this codec, to another folder."
+            f" ({codec.fingerprint()}): give the checkpoint and weights of the `lightning-gen latents` command, or"
+            " write the latents again with this codec, to another folder."
         )
 
 

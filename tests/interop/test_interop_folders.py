@@ -666,7 +666,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lightning_gen.interop.folders.save_file", full)
+    monkeypatch.setattr("lightning_gen.interop.model_files.save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_diffusers(our_unet(), tmp_path / "out")
     assert not any(tmp_path.iterdir())
