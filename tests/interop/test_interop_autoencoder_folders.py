@@ -15,7 +15,7 @@ from lightning_gen.networks import ConvolutionalDecoder, ConvolutionalEncoder
 diffusers = pytest.importorskip("diffusers")
 
 KINDS = {
-    "AutoencoderKL": lambda: diffusers.AutoencoderKL(**SMALL, **ATTENTION),
+    "AutoencoderKL": lambda: diffusers.AutoencoderKL(**{**SMALL, **ATTENTION}),
     "VQModel": lambda: diffusers.VQModel(**SMALL, num_vq_embeddings=11),
 }
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
