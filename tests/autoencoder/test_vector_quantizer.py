@@ -59,7 +59,7 @@ def test_normalized_codes_are_compared_by_angle():
 
 @pytest.mark.parametrize("beta", [0.25, 1.0, 0.0])
 def test_the_loss_and_what_it_moves(beta):
-    """The codebook's term has no gradient for the encoder, the commitment, which has the beta, none for the codebook."""
+    """The codebook's term has no gradient for the encoder, the commitment (times beta) none for the codebook."""
     net = spread(VectorQuantizer(2, 5, beta=beta).double())
     x = normal(3, 2, 4, 4).requires_grad_()
     before = net.codebook.codes.detach().numpy().copy()
