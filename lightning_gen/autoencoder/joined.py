@@ -28,7 +28,7 @@ def joined_mean(rows: Tensor) -> Tensor:
     if size == 1:
         return rows.mean(0)
     own = rows.sum(0)
-    total = summed(torch.cat([own.detach().flatten(), own.new_tensor([float(len(rows))])]))
+    total = summed(torch.cat([own.detach().flatten(), own.new_full((1,), len(rows))]))
     count = total[-1]
     mean = (total[:-1] / count).view_as(own)
     own = own * (size / count)

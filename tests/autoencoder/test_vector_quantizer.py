@@ -59,7 +59,7 @@ def test_normalized_codes_are_compared_by_angle():
 
 @pytest.mark.parametrize("beta", [0.25, 1.0, 0.0])
 def test_the_loss_and_what_it_moves(beta):
-    """The codebook's term has no gradient for the encoder, the commitment, which has the beta, none for the codebook."""
+    """The codebook's term has no gradient for the encoder, the commitment (times beta) none for the codebook."""
     net = spread(VectorQuantizer(2, 5, beta=beta).double())
     x = normal(3, 2, 4, 4).requires_grad_()
     before = net.codebook.codes.detach().numpy().copy()
@@ -174,6 +174,13 @@ def test_a_restart_resets_all_and_survives(ema_decay):
     assert book.cluster_size[1] > 0.5 * share
 
 
+def test_a_vector_that_is_not_finite_is_no_code():
+    net = dying(0.9)
+    before = net.codebook.codes.clone()
+    net(torch.full((2, 2, 4, 4), torch.nan).double())
+    assert torch.equal(net.codebook.codes, before)
+
+
 def test_a_live_code_is_left_alone():
     net = dying(0.9)
     net.codebook.cluster_size[1] = 0.5 * 32 / 3 + 1e-9
@@ -225,18 +232,26 @@ def test_residual_stages_by_hand(shared):
     net = spread(ResidualQuantizer(3, 9, 3, beta=0.5, shared=shared).double())
     x = normal(2, 3, 4, 4).requires_grad_()
     tables = [book.codes.detach().numpy() for book in net.codebooks] * (3 if shared else 1)
-    left, loss, expected = vectors(x), 0.0, []
-    for codes in tables:
+    left, loss, expected, pulled, by_x = vectors(x), 0.0, [], [np.zeros_like(codes) for codes in tables], 0.0
+    for codes, pull in zip(tables, pulled, strict=True):
         k = brute_force(left, codes)
-        loss += 1.5 * np.mean((left - codes[k]) ** 2)
-        left = left - codes[k]
+        error = left - codes[k]
+        loss += 1.5 * np.mean(error**2)
+        np.add.at(pull, k, -2 * error / error.size)
+        by_x = by_x + 2 * 0.5 * error / error.size
+        left = error
         expected.append(k)
     bottled = net(x)
     assert bottled.indices.reshape(-1, 3).tolist() == np.stack(expected, axis=1).tolist()
     np.testing.assert_allclose(bottled.loss.item(), loss, rtol=1e-13)
     np.testing.assert_allclose(vectors(x) - vectors(bottled.z), left, rtol=0, atol=1e-13)
-    (bottled.z * 2).sum().backward()
-    torch.testing.assert_close(x.grad, torch.full_like(x, 2.0), rtol=0, atol=0)
+    straight = torch.autograd.grad((bottled.z * 2).sum(), x, retain_graph=True)[0]
+    assert torch.equal(straight, torch.full_like(x, 2.0))
+    # a stage's codes move by that stage's error alone
+    bottled.loss.backward()
+    np.testing.assert_allclose(vectors(x.grad), by_x, rtol=0, atol=1e-14)
+    for book, pull in zip(net.codebooks, [sum(pulled)] if shared else pulled, strict=True):
+        np.testing.assert_allclose(book.codes.grad, pull, rtol=0, atol=1e-14)
 
 
 def test_shared_averages_are_over_all_stages():

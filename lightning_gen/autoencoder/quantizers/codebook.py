@@ -133,7 +133,7 @@ class Codebook(nn.Module):
         own = flat.reshape(-1, dim)[(sample // processes) * places + place]
         own = torch.where(held[:, None], own, torch.zeros_like(own))
         # whether a candidate was found on one process, and how many vectors there are, go along
-        sent = torch.cat([own.flatten(), held.to(own.dtype), own.new_tensor([float(samples * places)])])
+        sent = torch.cat([own.flatten(), held.to(own.dtype), own.new_full((1,), samples * places)])
         received = summed(sent)
         codes, found = received[: own.numel()].view_as(own), received[own.numel() : -1]
         share = received[-1] / len(codes)

@@ -43,7 +43,7 @@ class LookupFreeQuantizer(Quantizer):
 
     Args:
         bits: of a code; the features have as many channels, the codebook 2^bits codes.
-        entropy_weight: weight w of the entropies.
+        entropy_weight: weight w of the entropies; on small images 0.1 let nearly all codes die.
         gamma: weight of the entropy of the mean within.
         beta: weight of the commitment, a mean over dimensions.
         temperature: tau of the soft assignment; the lower, the nearer to 0 features have to be for entropies to move
@@ -60,7 +60,7 @@ class LookupFreeQuantizer(Quantizer):
     def __init__(
         self,
         bits: int = 10,
-        entropy_weight: float = 0.1,
+        entropy_weight: float = 1.0,
         gamma: float = 1.0,
         beta: float = 0.25,
         temperature: float = 1.0,
