@@ -10,10 +10,12 @@ from lightning_gen.networks.conditioning import (
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.denoiser import Condition, DenoisingNetwork
 from lightning_gen.networks.dit import DiT
+from lightning_gen.networks.flow import FlowNetwork
 from lightning_gen.networks.lenet import LeNetDiscriminator
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.normalization import make_norm, mixes_samples, spectral_normalize
 from lightning_gen.networks.resnet import ResNetDiscriminator, ResNetGenerator
+from lightning_gen.networks.tarflow import TarFlow
 from lightning_gen.networks.unet import UNet
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "DiT",
     "Discriminator",
     "DiscriminatorOutput",
+    "FlowNetwork",
     "Generator",
     "LeNetDiscriminator",
     "LogitHead",
@@ -34,6 +37,7 @@ __all__ = [
     "ProjectionHead",
     "ResNetDiscriminator",
     "ResNetGenerator",
+    "TarFlow",
     "UNet",
     "make_norm",
     "mixes_samples",
