@@ -70,6 +70,14 @@ def test_the_bound_is_met_where_the_density_is_even_over_a_value():
     torch.testing.assert_close(bits.mean(), entropy, rtol=0, atol=1e-12)
 
 
+def test_bytes_survive_half_precision():
+    images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    spread = dequantize(from_uint8(images).bfloat16(), stream(1))
+    assert spread.dtype == torch.float32
+    assert torch.equal(to_uint8(spread), images)
+    assert len(spread.unique()) == 256
+
+
 def test_images_of_other_values_are_refused():
     with pytest.raises(ValueError, match="set levels to 256"):
         dequantize(from_uint8(torch.tensor([[0, 16, 20]], dtype=torch.uint8)), stream(1), levels=17)

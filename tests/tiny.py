@@ -155,3 +155,12 @@ def tiny_diffusion(num_classes=None, seed=0, cls=None, net=None, **arguments):
     torch.manual_seed(seed)
     network = TinyDenoiser(num_classes=num_classes, **(net or {}))
     return (cls or Diffusion)(network, **({"sampling_steps": 3} | arguments))
+
+
+def tiny_flow(num_classes=None, seed=0, cls=None, net=None, **arguments):
+    from lightning_gen.flow.module import NormalizingFlow
+    from lightning_gen.networks.tarflow import TarFlow
+
+    torch.manual_seed(seed)
+    sizes = {"image_shape": SHAPE, "patch_size": 2, "width": 8, "blocks": 2, "layers": 1, "heads": 2}
+    return (cls or NormalizingFlow)(TarFlow(**(sizes | {"num_classes": num_classes} | (net or {}))), **arguments)

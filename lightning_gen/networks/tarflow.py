@@ -9,8 +9,8 @@ An image of N patches :math:`x_0, \dots, x_{N-1}`, P numbers each, goes through 
 
 every second block with the patches in reverse order. :math:`\mu` and :math:`\alpha` of patch i are what a causal
 transformer returns at patch i - 1. Its last layer is zero at the start, so that an untrained network is the identity,
-and is given normalized tokens, as the paper's is not: :math:`\alpha` is then bounded whatever an image is like, where it
-else grows with the image, and its exponential beyond all numbers.
+and is given normalized tokens, as the paper's is not: :math:`\alpha` is then bounded whatever an image is like, where
+else it grows with the image, and its exponential beyond all numbers.
 The way back finds one patch after the other, :math:`x_i = z_i \odot \exp \alpha_i + \mu_i`, with the keys and values
 of the patches before kept in a cache.
 
