@@ -115,7 +115,7 @@ def test_training_finds_the_likeliest_density(tmp_path):
     torch.testing.assert_close(module.net.log_std.detach().exp(), std, rtol=0, atol=0.005)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_classes_are_left_out_as_often_as_asked_for(dropout, tmp_path):
     heard = []
 

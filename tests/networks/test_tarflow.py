@@ -1,12 +1,13 @@
 """TarFlow against its own Jacobian, its order, and a plain way back without a cache."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from lightning_gen.networks import FlowNetwork, TarFlow
-from lightning_gen.networks.causal import Cache, CausalLayer
+from lightning_gen.networks.causal import Cache, CausalAttention, CausalLayer
 
 SHAPE = (2, 4, 6)
 ARGUMENTS = {"image_shape": SHAPE, "patch_size": 2, "width": 8, "blocks": 3, "layers": 2, "heads": 2}
@@ -86,6 +87,20 @@ def test_a_block_moves_a_patch_by_those_before_it_alone():
     jacobian = torch.autograd.functional.jacobian(lambda x: block(x, None)[0][0, 3], tokens)[:, 0, 3]
     assert torch.equal(jacobian, torch.diag(jacobian.diagonal()))
     assert torch.equal(block(tokens, None)[0][:, 0], tokens[:, 0])
+
+
+def test_attention_is_a_softmax_over_the_tokens_so_far():
+    """Of the products of queries and keys over sqrt(d), multiplied by the sharpness."""
+    torch.manual_seed(0)
+    layer = CausalAttention(8, 2).double()
+    x, sharpness = torch.randn(2, 5, 8, dtype=torch.float64), torch.tensor([1.0, 0.25], dtype=torch.float64)
+    q, k, v = layer.qkv(x).view(2, 5, 3, 2, 4).unbind(2)
+    expected = torch.zeros(2, 5, 2, 4, dtype=torch.float64)
+    for b, i, head in itertools.product(range(2), range(5), range(2)):
+        logits = k[b, : i + 1, head] @ q[b, i, head] / 2 * sharpness[b]
+        shares = logits.exp() / logits.exp().sum()
+        expected[b, i, head] = shares @ v[b, : i + 1, head]
+    torch.testing.assert_close(layer(x, sharpness=sharpness), layer.out(expected.flatten(2)), rtol=0, atol=1e-13)
 
 
 def test_a_cache_gives_what_the_whole_pass_gives():
