@@ -64,7 +64,7 @@ class NormalizingFlow(GenerativeModule):
         on_nonfinite: "stop" at a gradient that is NaN or infinite, or "skip" its step and count it.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: for a number out of range, or guidance of a network that has nothing to guide away from.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class NormalizingFlow(GenerativeModule):
             raise ValueError(f"label_dropout is a share from 0 to below 1; given was {label_dropout}.")
         if not 0 <= noise_std < math.inf:
             raise ValueError(f"noise_std is 0, for noise as wide as a value, or above it; given was {noise_std}.")
+        net.check_guidance(guidance, weak_temperature)
         self.net = net
         self.levels, self.noise_std = check_levels(levels), noise_std
         self.guidance, self.weak_temperature = guidance, weak_temperature

@@ -86,3 +86,14 @@ class FlowNetwork(nn.Module, ABC):
                 f" {tuple(x.shape)}; set image_shape to the shape of the data."
             )
         check_label(self, label, self.label_rows or None, len(x), required=True)
+
+    def check_guidance(self, guidance: float, weak_temperature: float) -> None:
+        """Raise a ValueError for guidance where nothing makes a prediction weaker, or a temperature out of range."""
+        if not weak_temperature > 0:
+            raise ValueError(f"weak_temperature is above 0, 1 for none; given was {weak_temperature}.")
+        if guidance != 1 and not self.null_class and weak_temperature == 1:
+            raise ValueError(
+                f"This {type(self).__name__} has no class 'none' to guide away from: give a weak_temperature above 1,"
+                " which smooths the attention of the weaker prediction, or build the network with num_classes and"
+                " null_class."
+            )

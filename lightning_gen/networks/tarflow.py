@@ -110,13 +110,7 @@ class TarFlow(FlowNetwork):
     ) -> Tensor:
         """Map noise to images; see `FlowNetwork.inverse`."""
         self.check(z, label)
-        if weak_temperature <= 0:
-            raise ValueError(f"A temperature is above 0; given was {weak_temperature}.")
-        if guidance != 1 and not self.null_class and weak_temperature == 1:
-            raise ValueError(
-                "This TarFlow has no class 'none' to guide away from: give a weak_temperature above 1, which smooths"
-                " the attention of the weaker prediction, or build the network with num_classes and null_class."
-            )
+        self.check_guidance(guidance, weak_temperature)
         guide = Guide(guidance, weak_temperature, self.num_classes if self.null_class else None)
         tokens = self._patches(at_least_float32(z))
         for block in reversed(list(self.blocks)):

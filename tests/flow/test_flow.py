@@ -214,6 +214,29 @@ def test_guidance_and_classes_reach_the_network():
     assert torch.equal(module.sample(4, cond=label, seed=0, denoise=False), expected)
 
 
+@pytest.mark.parametrize("noise_std", [0.0, 0.2])
+def test_samples_are_drawn_in_inference_mode_too(noise_std):
+    """As callbacks do in a validation."""
+    module = tiny_flow(noise_std=noise_std)
+    with torch.no_grad():
+        module.net.blocks[0].last.weight.normal_(std=0.2)
+    expected = module.sample(3, seed=0)
+    with torch.inference_mode():
+        assert torch.equal(module.sample(3, seed=0), expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_it_trains_and_draws_in_half_precision(precision, tmp_path):
+    module = tiny_flow(num_classes=4, ema_half_lives=[50], optimizer=lambda p: DiffusionAdamW(p, lr=0.01))
+    run = trainer(tmp_path, max_steps=30, max_epochs=-1, precision=precision)
+    run.fit(module, datamodule=TinyData(n=64, batch_size=64, num_classes=4))
+    bits = float(run.callback_metrics["bits_per_dim"])
+    assert 8.0 < bits < 8.3  # of bytes that are noise there are 8; the identity has 8.56
+    samples = module.sample(4, seed=0)
+    assert samples.dtype == torch.float32
+    assert samples.isfinite().all()
+
+
 def test_samples_and_bits_change_nothing():
     module = tiny_flow(num_classes=4, noise_std=0.05)
     before = weights(module)
@@ -230,6 +253,7 @@ def test_samples_and_bits_change_nothing():
         ({"levels": 1}, "2 to 256"),
         ({"noise_std": -0.1}, "noise_std"),
         ({"label_dropout": 1.0}, "label_dropout"),
+        ({"guidance": 2.0}, "weak_temperature"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite"),
     ],
 )
