@@ -103,13 +103,15 @@ class FlowPrior(Prior):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log p(z) in nats, `(...)` of `(..., D)`."""
-        density: Tensor = self.flow().log_prob((z - self.shift) / self.scale)
+        with whole_precision(z):
+            density: Tensor = self.flow().log_prob((z.to(self.shift.dtype) - self.shift) / self.scale)
         return density - self.scale.log().sum()
 
     def sample(self, stream: RandomStream) -> Tensor:
         """Draw latents `(n, D)`, n being the stream's."""
         noise = stream.normal(self.latent_dim).to(self.shift.dtype)
-        drawn: Tensor = self.flow().transform.inv(noise)
+        with whole_precision(noise):
+            drawn: Tensor = self.flow().transform.inv(noise)
         return self.shift + self.scale * drawn
 
 
@@ -143,7 +145,7 @@ class GaussianMixturePrior(Prior):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log p(z) in nats, `(...)` of `(..., D)`."""
-        offsets = z.reshape(1, -1, self.latent_dim) - self.means[:, None]
+        offsets = z.to(self.means.dtype).reshape(1, -1, self.latent_dim) - self.means[:, None]
         white = torch.linalg.solve_triangular(self.scale_trils, offsets.mT, upper=False)
         volumes = self.scale_trils.diagonal(dim1=1, dim2=2).log().sum(1)
         normal = -0.5 * white.square().sum(1) - 0.5 * self.latent_dim * math.log(2 * math.pi) - volumes[:, None]
@@ -153,7 +155,13 @@ class GaussianMixturePrior(Prior):
         """Draw latents `(n, D)`, n being the stream's."""
         chosen = stream.categorical(self.weights)
         noise = stream.normal(self.latent_dim).to(self.means.dtype)
-        return self.means[chosen] + (self.scale_trils[chosen] @ noise[:, :, None]).squeeze(2)
+        with whole_precision(noise):
+            return self.means[chosen] + (self.scale_trils[chosen] @ noise[:, :, None]).squeeze(2)
+
+
+def whole_precision(z: Tensor) -> torch.autocast:
+    """Switch autocast off: in bfloat16 the logarithm of a scale has two digits, and the way back drifts."""
+    return torch.autocast(z.device.type, enabled=False)
 
 
 def check_at_least_1(owner: object, **numbers: int) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_gen.autoencoder.flow_priors import check_at_least_1, flows_of_zuko
+from lightning_gen.autoencoder.flow_priors import check_at_least_1, flows_of_zuko, whole_precision
 
 
 class PosteriorFlow(nn.Module, ABC):
@@ -100,5 +100,7 @@ class AutoregressivePosterior(PosteriorFlow):
     def forward(self, z0: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Map draws `(K, B, D)`; see `PosteriorFlow.forward`."""
         self.check(z0, context)
-        z, logdet = self.transform(context if self.context_dim else None).call_and_ladj(z0)
+        told = context.to(z0.dtype) if self.context_dim else None
+        with whole_precision(z0):
+            z, logdet = self.transform(told).call_and_ladj(z0)
         return z, logdet

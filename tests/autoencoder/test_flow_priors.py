@@ -152,6 +152,15 @@ def test_draws_come_from_the_stream_alone(make):
 
 
 @pytest.mark.parametrize("make", [flow, lambda: mixture()[0]], ids=["flow", "mixture"])
+def test_autocast_leaves_a_prior_its_precision(make):
+    prior, z = make().float(), torch.randn(5, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = prior.log_prob(z), prior.sample(SampleStreams(0, 0, 4))
+    assert torch.equal(inside[0], prior.log_prob(z))
+    torch.testing.assert_close(inside[1], prior.sample(SampleStreams(0, 0, 4)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [flow, lambda: mixture()[0]], ids=["flow", "mixture"])
 def test_all_is_in_the_state(make, tmp_path):
     prior = make()
     torch.save(prior.state_dict(), tmp_path / "prior.pt")

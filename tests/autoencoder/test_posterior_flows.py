@@ -117,6 +117,16 @@ def test_without_a_context():
     assert logdet.shape == (2, 5)
 
 
+def test_autocast_leaves_it_its_precision():
+    flow = posterior().float()
+    z0, context = (tensor.float() for tensor in draws())
+    expected = flow(z0, context)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = flow(z0, context)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
 def test_gradients_and_copies():
     flow, (z0, context) = posterior(), draws()
     z0.requires_grad_()
