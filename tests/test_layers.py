@@ -13,7 +13,16 @@ ROOT = Path(lightning_gen.__file__).parent
 # a file may import files of its own floor and of those below
 FLOORS = [
     ["errors", "files", "quiet", "nonfinite", "__init__"],
-    ["images", "seeding", "networks", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment"],
+    [
+        "images",
+        "seeding",
+        "dequantization",
+        "networks",
+        "gan.losses",
+        "gan.penalties",
+        "gan.augmentation",
+        "gan.diffaugment",
+    ],
     [
         "gan.ada",
         "gan.warp",
@@ -58,7 +67,7 @@ FLOORS = [
     ["cli", "__main__"],
 ]
 PURE = ("networks", "metrics", "gan.losses", "gan.penalties", "gan.augmentation", "gan.diffaugment", "gan.ada")
-PURE += ("diffusion", "autoencoder", "flow", "labels", "ema", "posthoc")
+PURE += ("diffusion", "autoencoder", "flow", "dequantization", "labels", "ema", "posthoc")
 
 
 def modules():
@@ -143,7 +152,7 @@ def test_pure_parts_do_without_lightning(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [f"lightning_gen.{n}" for n in ("networks", "metrics", "gan", "diffusion", "autoencoder")]
+    "name", [f"lightning_gen.{n}" for n in ("networks", "metrics", "gan", "diffusion", "autoencoder", "flow")]
 )
 def test_pure_packages_load_without_lightning(name):
     code = f"import sys, {name}; sys.exit('lightning.pytorch' in sys.modules)"

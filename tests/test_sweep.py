@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from tiny import TinyData, tiny_autoencoder, tiny_diffusion, tiny_gan, tiny_latent_diffusion, trainer, weights
+from tiny import (
+    TinyData,
+    tiny_autoencoder,
+    tiny_diffusion,
+    tiny_flow,
+    tiny_gan,
+    tiny_latent_diffusion,
+    trainer,
+    weights,
+)
 
 from lightning_gen.diffusion import (
     EDM,
@@ -79,6 +88,9 @@ MODULES = {
         lambda: tiny_autoencoder(adversarial="relativistic_pairing", accumulate=2, gradient_clip_val=1.0),
         None,
     ),
+    "flow": (lambda: tiny_flow(ema_half_lives=[50]), None),
+    "flow, conditional": (lambda: tiny_flow(num_classes=4, guidance=1.5), 4),
+    "flow, noisy": (lambda: tiny_flow(noise_std=0.1, accumulate=2, gradient_clip_val=1.0), None),
     "gan, accumulated": (lambda: tiny_gan(loss="least_squares", accumulate=2, gradient_clip_val=1.0), None),
 }
 

@@ -207,3 +207,12 @@ def tiny_latent_diffusion(seed=0, codec=None, **arguments):
 
     codec = Codec(tiny_autoencoder(seed=1).net) if codec is None else codec
     return tiny_diffusion(seed=seed, net={"image_shape": codec.latent_shape}, codec=codec, **arguments)
+
+
+def tiny_flow(num_classes=None, seed=0, cls=None, net=None, **arguments):
+    from lightning_gen.flow.module import NormalizingFlow
+    from lightning_gen.networks.tarflow import TarFlow
+
+    torch.manual_seed(seed)
+    sizes = {"image_shape": SHAPE, "patch_size": 2, "width": 8, "blocks": 2, "layers": 1, "heads": 2}
+    return (cls or NormalizingFlow)(TarFlow(**(sizes | {"num_classes": num_classes} | (net or {}))), **arguments)

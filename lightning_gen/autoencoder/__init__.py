@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gen.autoencoder.adaptive import adaptive_weight
 from lightning_gen.autoencoder.bottlenecks import Bottled, Bottleneck, GaussianBottleneck
+from lightning_gen.autoencoder.fitting import Fitted, fit_prior
+from lightning_gen.autoencoder.flow_priors import FlowPrior, GaussianMixturePrior
 from lightning_gen.autoencoder.gaussian import DiagonalGaussian
 from lightning_gen.autoencoder.net import AutoencoderNet
+from lightning_gen.autoencoder.posterior_flows import AutoregressivePosterior, PosteriorFlow
 from lightning_gen.autoencoder.priors import Prior, StandardNormal
 from lightning_gen.autoencoder.quantizers import (
     FiniteScalarQuantizer,
@@ -25,12 +28,17 @@ if TYPE_CHECKING:
 __all__ = [
     "Autoencoder",
     "AutoencoderNet",
+    "AutoregressivePosterior",
     "Bottled",
     "Bottleneck",
     "DiagonalGaussian",
     "FiniteScalarQuantizer",
+    "Fitted",
+    "FlowPrior",
     "GaussianBottleneck",
+    "GaussianMixturePrior",
     "LookupFreeQuantizer",
+    "PosteriorFlow",
     "Prior",
     "Quantizer",
     "ResidualQuantizer",
@@ -38,6 +46,7 @@ __all__ = [
     "TwoLevelQuantizer",
     "VectorQuantizer",
     "adaptive_weight",
+    "fit_prior",
 ]
 
 

@@ -17,8 +17,9 @@ from lightning_gen.cli.lightning_cli import GenerativeCLI
 from lightning_gen.quiet import quiet_lightning
 
 # imported, so that their classes are known by their bare names
-FAMILIES = ("gan.module", "gan", "autoencoder.module", "autoencoder", "codec", "diffusion.module", "diffusion")
-PARTS = (*FAMILIES, "networks", "data", "callbacks", "optimizers", "background")
+FAMILIES = ("gan", "autoencoder", "diffusion", "flow")
+PARTS = (*(f"{family}.module" for family in FAMILIES), *FAMILIES, "codec", "networks", "data", "callbacks")
+PARTS += ("optimizers", "background")
 
 
 def run(command: str, args: list[str]) -> int:

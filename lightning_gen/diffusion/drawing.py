@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from lightning_gen.checkpoint_files import find_checkpoint
 from lightning_gen.codec import Codec
+from lightning_gen.dequantization import bits_per_dim, dequantize
 from lightning_gen.diffusion.conditioners import Conditioner
 from lightning_gen.diffusion.conditions import condition_of_request
 from lightning_gen.diffusion.denoiser import PointDenoiser
 from lightning_gen.diffusion.grids import Grid
 from lightning_gen.diffusion.guidance import Guidance
 from lightning_gen.diffusion.latents import NO_LIKELIHOOD, start_of_latents
-from lightning_gen.diffusion.likelihood import bits_per_dim, dequantize, log_likelihood
+from lightning_gen.diffusion.likelihood import log_likelihood
 from lightning_gen.diffusion.parameterizations import Parameterization
 from lightning_gen.diffusion.paths import Path
 from lightning_gen.diffusion.pictures import mask_of, picture_of

@@ -26,8 +26,6 @@ References:
     https://arxiv.org/abs/2011.13456
     FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models (the estimate of the trace)
     https://arxiv.org/abs/1810.01367
-    A note on the evaluation of generative models (dequantisation)
-    https://arxiv.org/abs/1511.01844
 """
 
 import math
@@ -122,30 +120,6 @@ def log_likelihood(
         dims = last.shape[1]
         normal = -0.5 * last.square().sum(1) - 0.5 * dims * math.log(2 * math.pi)
         return normal - dims * math.log(points[0].noise_level) - trace
-
-
-def bits_per_dim(nats: Tensor, dims: int, dequantized: bool = True) -> Tensor:
-    """Turn log-densities into bits per dimension.
-
-    Args:
-        nats: log-densities of images in [-1, 1], `(B,)`.
-        dims: number of dimensions.
-        dequantized: whether the images are bytes / 127.5 - 1 with noise as wide as a byte (see `dequantize`), whose
-            bits are then counted: log2(127.5) more than those of the density.
-    """
-    return -nats / (dims * math.log(2)) + (math.log2(127.5) if dequantized else 0.0)
-
-
-def dequantize(images: Tensor, stream: RandomStream) -> Tensor:
-    """Spread every byte evenly over its width, so that a density of images has a meaning.
-
-    The log-density, averaged over the draws, is at most the log-probability of the bytes.
-
-    Args:
-        images: bytes / 127.5 - 1, `(B, ...)`.
-        stream: draws where in its width each value lies.
-    """
-    return images + (stream.uniform(*images.shape[1:]).to(images) - 0.5) / 127.5
 
 
 def _cosine(point: Point) -> float:

@@ -12,11 +12,13 @@ from lightning_gen.networks.convolutional_autoencoder import ConvolutionalDecode
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.denoiser import Condition, DenoisingNetwork
 from lightning_gen.networks.dit import DiT
+from lightning_gen.networks.flow import FlowNetwork
 from lightning_gen.networks.lenet import LeNetDiscriminator
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.normalization import make_norm, mixes_samples, spectral_normalize
 from lightning_gen.networks.patchgan import PatchDiscriminator
 from lightning_gen.networks.resnet import ResNetDiscriminator, ResNetGenerator
+from lightning_gen.networks.tarflow import TarFlow
 from lightning_gen.networks.unet import UNet
 from lightning_gen.networks.vqvae import VQVAEDecoder, VQVAEEncoder
 
@@ -32,6 +34,7 @@ __all__ = [
     "DiT",
     "Discriminator",
     "DiscriminatorOutput",
+    "FlowNetwork",
     "Generator",
     "ImageDecoder",
     "ImageEncoder",
@@ -44,6 +47,7 @@ __all__ = [
     "ProjectionHead",
     "ResNetDiscriminator",
     "ResNetGenerator",
+    "TarFlow",
     "UNet",
     "VQVAEDecoder",
     "VQVAEEncoder",

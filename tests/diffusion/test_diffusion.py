@@ -372,7 +372,7 @@ def test_bits_per_dim_of_an_ideal_model_is_its_closed_form():
     """Dequantised images y of the ideal model: -log2 N(y; m, s^2) per dimension, plus log2(127.5) from bytes."""
     module = Diffusion(Ideal()).double()
     images = from_uint8(torch.randint(90, 170, (3, *SHAPE), dtype=torch.uint8)).double()
-    from lightning_gen.diffusion.likelihood import dequantize
+    from lightning_gen.dequantization import dequantize
     from lightning_gen.seeding import SampleStreams
 
     y = dequantize(images, SampleStreams(4, 0, 3, dtype=torch.float64))

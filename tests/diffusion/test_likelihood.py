@@ -6,10 +6,9 @@ import torch
 from scipy import stats
 
 from lightning_gen.diffusion.denoiser import PointDenoiser
-from lightning_gen.diffusion.likelihood import bits_per_dim, dequantize, log_likelihood
+from lightning_gen.diffusion.likelihood import log_likelihood
 from lightning_gen.diffusion.parameterizations import Velocity
 from lightning_gen.diffusion.paths import EDM, VE, VP, CosineVP, DiscreteVP, RectifiedFlow, SigmoidVP
-from lightning_gen.images import from_uint8, to_uint8
 from lightning_gen.networks.dit import DiT
 from lightning_gen.seeding import GeneratorStream, SampleStreams
 
@@ -216,27 +215,6 @@ def test_signs_are_a_function_of_the_sample():
         return log_likelihood(correlated(matrix), x[:n], VP(), 5, streams, probes=2)
 
     torch.testing.assert_close(run(3, 0)[1:2], run(1, 1), rtol=1e-12, atol=1e-12)
-
-
-def test_bits_of_evenly_distributed_bytes_are_eight():
-    # 256 bytes, each 1 / 127.5 wide
-    dims = 12
-    nats = torch.full((3,), -dims * math.log(256 / 127.5), dtype=torch.float64)
-    torch.testing.assert_close(bits_per_dim(nats, dims), torch.full((3,), 8.0, dtype=torch.float64))
-    offset = bits_per_dim(nats, dims) - bits_per_dim(nats, dims, dequantized=False)
-    torch.testing.assert_close(offset, torch.full((3,), 6.99435, dtype=torch.float64), rtol=0, atol=1e-5)
-
-
-def test_dequantized_bytes_lie_evenly_around_and_round_back():
-    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(200, -1, -1, -1)
-    x = from_uint8(images)
-    spread = dequantize(x, GeneratorStream(torch.Generator().manual_seed(4), 200))
-    assert spread.dtype == torch.float32
-    assert torch.equal(to_uint8(spread), images)
-    offset = (spread - x).double() * 127.5
-    assert offset.abs().max() < 0.5001
-    assert abs(float(offset.mean())) < 5 * (1 / 12 / offset.numel()) ** 0.5
-    assert float(offset.var()) == pytest.approx(1 / 12, rel=0.02)
 
 
 @pytest.mark.parametrize(
