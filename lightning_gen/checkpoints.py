@@ -75,7 +75,8 @@ def rebuild_module(checkpoint: dict[str, Any], path: str | Path) -> GenerativeMo
             " from a configuration. Load it with the networks given:"
             f" GAN.load_from_checkpoint('{path}', generator=..., discriminator=...)."
         )
-    module = _build(GenerativeModule, hyperparameters, path)  # type: ignore[type-abstract]
+    module = _build(GenerativeModule, dict(hyperparameters), path)  # type: ignore[type-abstract]
+    module.save_hyperparameters(hyperparameters)  # it was given the parts, and is to say what describes them
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     try:

@@ -126,7 +126,7 @@ class SampleStreams:
 
     def categorical(self, probabilities: Tensor) -> Tensor:
         """Draw int64 classes `(n,)` from probabilities `(K,)`."""
-        return _invert(probabilities, self.uniform())
+        return inverse_cdf(probabilities, self.uniform())
 
 
 class GeneratorStream:
@@ -166,11 +166,19 @@ class GeneratorStream:
 
     def categorical(self, probabilities: Tensor) -> Tensor:
         """Draw int64 classes `(n,)` from probabilities `(K,)`."""
-        return _invert(probabilities, self.uniform())
+        return inverse_cdf(probabilities, self.uniform())
 
 
-def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Send uniform numbers through the inverse of the distribution function."""
+def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Send uniform numbers in [0, 1), of any shape, through the inverse of the distribution function.
+
+    Args:
+        probabilities: of the classes, `(K,)`, or any multiple of them.
+        uniform: the numbers.
+
+    Returns:
+        Classes, int64, of the shape of the numbers.
+    """
     precise = torch.float32 if uniform.device.type == "mps" else torch.float64
     cumulative = probabilities.to(uniform.device, precise).cumsum(0)
     # the last bound is 1 whatever rounding made of it; a class of probability 0 is never drawn

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_gen.codec import Codec
 from lightning_gen.ema import Averages
 from lightning_gen.stepping import tracking_layers
 
@@ -45,7 +46,7 @@ def shard_networks(module: "GenerativeModule") -> bool:
         return False
     _check_strategy(strategy, module.trainer)
     module.check_sharding()
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     _send_first(module, strategy.root_device)
     mesh = strategy.device_mesh["data_parallel"]
@@ -54,6 +55,8 @@ def shard_networks(module: "GenerativeModule") -> bool:
         # again after the next step: the weights of before. So nothing is kept, the outermost layers included.
         for part in (*_blocks(network), network):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        for name in getattr(network, "forward_methods", ()):
+            register_fsdp_forward_method(network, name)
     return True
 
 
@@ -61,7 +64,10 @@ def networks_of(module: nn.Module) -> list[nn.Module]:
     """List what is sharded as a whole: the parts of a module that have weights, and each average of them."""
     networks: list[nn.Module] = []
     for child in module.children():
-        networks += [child[name].network for name in child.names] if isinstance(child, Averages) else [child]
+        if isinstance(child, Averages):
+            networks += [child[name].network for name in child.names]
+        elif not isinstance(child, Codec):  # frozen, and used in parts of its own
+            networks.append(child)
     return [network for network in networks if any(True for _ in network.parameters())]
 
 

@@ -222,6 +222,19 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def gradients_aside(network: nn.Module) -> Iterator[None]:
+    """Drop the gradients that the block makes for a network, and put those back that it had before."""
+    kept = [(parameter, parameter.grad) for parameter in network.parameters()]
+    for parameter, _ in kept:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+
+
 def tracking_layers(network: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
     """Find the layers of a network that keep running statistics."""
     return [

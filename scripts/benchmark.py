@@ -30,6 +30,8 @@ ROWS = {
     "features": "metrics",
     "data": "data",
     "shards": "shards",
+    "survival": "survival",
+    "checkpoint": "survival",
     "diffusion_forward": "diffusion",
     "diffusion_forward_bf16": "diffusion",
     "diffusion_forward_compiled": "diffusion",

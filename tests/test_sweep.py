@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from tiny import TinyData, tiny_diffusion, tiny_gan, trainer, weights
+from tiny import TinyData, tiny_autoencoder, tiny_diffusion, tiny_gan, tiny_latent_diffusion, trainer, weights
 
 from lightning_gen.diffusion import (
     EDM,
@@ -72,6 +72,13 @@ MODULES = {
         None,
     ),
     "diffusion, accumulated": (lambda: tiny_diffusion(accumulate=2, gradient_clip_val=1.0), None),
+    "diffusion, latent": (lambda: tiny_latent_diffusion(ema_half_lives=[50]), None),
+    "autoencoder": (lambda: tiny_autoencoder(ema_half_lives=[50]), None),
+    "autoencoder, adversarial": (lambda: tiny_autoencoder(adversarial=True, distance="l2"), None),
+    "autoencoder, relativistic": (
+        lambda: tiny_autoencoder(adversarial="relativistic_pairing", accumulate=2, gradient_clip_val=1.0),
+        None,
+    ),
     "gan, accumulated": (lambda: tiny_gan(loss="least_squares", accumulate=2, gradient_clip_val=1.0), None),
 }
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_gen.gan.module import GAN
+from lightning_gen.networks.autoencoding import ImageDecoder, ImageEncoder
 from lightning_gen.networks.base import Discriminator, Generator
 from lightning_gen.networks.denoiser import DenoisingNetwork
 
@@ -155,3 +156,54 @@ def tiny_diffusion(num_classes=None, seed=0, cls=None, net=None, **arguments):
     torch.manual_seed(seed)
     network = TinyDenoiser(num_classes=num_classes, **(net or {}))
     return (cls or Diffusion)(network, **({"sampling_steps": 3} | arguments))
+
+
+class TinyImageEncoder(ImageEncoder):
+    """Halves images once."""
+
+    def __init__(self, image_shape=SHAPE, out_channels: int = 4, width: int = 6) -> None:
+        super().__init__(image_shape, out_channels, factor=2)
+        self.inner = nn.Conv2d(image_shape[0], width, 2, stride=2)
+        self.outer = nn.Conv2d(width, out_channels, 1)
+
+    def forward(self, x):
+        self.check(x)
+        return self.outer(torch.tanh(self.inner(x)))
+
+
+class TinyImageDecoder(ImageDecoder):
+    """Doubles a grid once."""
+
+    def __init__(self, image_shape=SHAPE, in_channels: int = 2, width: int = 6) -> None:
+        super().__init__(image_shape, in_channels, factor=2)
+        self.inner = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.outer = nn.ConvTranspose2d(width, image_shape[0], 2, stride=2)
+
+    @property
+    def last_layer(self):
+        return self.outer.weight
+
+    def forward(self, z):
+        self.check(z)
+        return self.outer(torch.tanh(self.inner(z)))
+
+
+def tiny_autoencoder(bottleneck=None, seed=0, cls=None, adversarial=False, **arguments):
+    from lightning_gen.autoencoder import GaussianBottleneck
+    from lightning_gen.autoencoder.module import Autoencoder
+
+    torch.manual_seed(seed)
+    bottleneck = GaussianBottleneck(2, weight=0.1) if bottleneck is None else bottleneck
+    encoder = TinyImageEncoder(out_channels=bottleneck.in_channels)
+    decoder = TinyImageDecoder(in_channels=bottleneck.out_channels)
+    if adversarial:
+        arguments["discriminator"] = TinyDiscriminator()
+        arguments["adversarial"] = adversarial if isinstance(adversarial, str) else "hinge"
+    return (cls or Autoencoder)(encoder, decoder, bottleneck, **arguments)
+
+
+def tiny_latent_diffusion(seed=0, codec=None, **arguments):
+    from lightning_gen.codec import Codec
+
+    codec = Codec(tiny_autoencoder(seed=1).net) if codec is None else codec
+    return tiny_diffusion(seed=seed, net={"image_shape": codec.latent_shape}, codec=codec, **arguments)

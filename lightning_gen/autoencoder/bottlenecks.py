@@ -53,6 +53,28 @@ class Bottleneck(nn.Module, ABC):
     out_channels: int
     pixels: int = 1
 
+    @property
+    def latent_channels(self) -> int:
+        """Channels of what a model of latents learns; here the features, before they are quantized."""
+        return self.in_channels
+
+    def latents(self, features: Tensor, stream: RandomStream | None = None) -> Tensor:
+        """Return what a model of latents learns, `(B, latent_channels, h, w)`; see `forward` for the arguments."""
+        return features
+
+    def settled(self, latents: Tensor) -> Tensor:
+        """Return what the decoder is given for latents `(B, latent_channels, h, w)`, learned or generated."""
+        return self(latents).z  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def draw(self, stream: RandomStream, grid: tuple[int, int]) -> Tensor:
+        """Draw what the decoder is given, `(n, out_channels, h, w)`, every place of the grid by itself.
+
+        Args:
+            stream: all random numbers.
+            grid: `(h, w)`.
+        """
+
     @abstractmethod
     def forward(self, features: Tensor, stream: RandomStream | None = None) -> Bottled:
         """Map features `(B, in_channels, h, w)` to latents.
@@ -89,6 +111,24 @@ class GaussianBottleneck(Bottleneck):
         if weight < 0:
             raise ValueError(f"GaussianBottleneck: weight is 0 or more; given was {weight}.")
         self.in_channels, self.out_channels, self.weight = 2 * channels, channels, weight
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of what a model of latents learns: draws of the posterior."""
+        return self.out_channels
+
+    def latents(self, features: Tensor, stream: RandomStream | None = None) -> Tensor:
+        """Return draws of the posterior, or its means, `(B, channels, h, w)`."""
+        posterior = self.posterior(features)
+        return posterior.mean if stream is None else posterior.sample(stream)
+
+    def settled(self, latents: Tensor) -> Tensor:
+        """Return the latents: the decoder is given them as they are."""
+        return latents
+
+    def draw(self, stream: RandomStream, grid: tuple[int, int]) -> Tensor:
+        """Draw from the standard normal, `(n, channels, h, w)`."""
+        return stream.normal(self.out_channels, *grid)
 
     def posterior(self, features: Tensor) -> DiagonalGaussian:
         """Return q(z | x) of features `(B, 2 channels, h, w)`."""

@@ -6,6 +6,7 @@ from lightning_gen.callbacks.fidelity import Fidelity
 from lightning_gen.callbacks.last_checkpoint import LastCheckpoint
 from lightning_gen.callbacks.memory import PeakMemory
 from lightning_gen.callbacks.progress import IterationBar
+from lightning_gen.callbacks.reconstruction import ReconstructionFidelity, ReconstructionGrid
 from lightning_gen.callbacks.sample_grid import SampleGrid
 from lightning_gen.callbacks.stopping import SaveWhenStopped
 
@@ -15,6 +16,8 @@ __all__ = [
     "IterationBar",
     "LastCheckpoint",
     "PeakMemory",
+    "ReconstructionFidelity",
+    "ReconstructionGrid",
     "SampleGrid",
     "SaveWhenStopped",
     "ShareFailure",

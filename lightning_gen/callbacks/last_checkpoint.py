@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_gen.agreement import Agreement
+from lightning_gen.background import wait_for_writing
 from lightning_gen.checkpoint_folders import discard
 from lightning_gen.module import GenerativeModule, trying
 from lightning_gen.place import after_each_batch
@@ -104,6 +105,7 @@ def save_last(trainer: Trainer, folder: Path) -> Path:
     """
     last = folder / LAST
     if trainer.is_global_zero:
+        wait_for_writing(trainer.strategy.checkpoint_io)  # which may be this one
         _keep(last, folder / PREVIOUS)
     trainer.save_checkpoint(last, weights_only=False)
     return last

@@ -28,6 +28,8 @@ class SampleGrid(Callback):
         weights: which weights draw them, as `sample` takes it; None for the module's own choice.
     """
 
+    folder = "samples"
+
     def __init__(self, every_n_steps: int = 500, n: int = 64, seed: int = 0, weights: str | None = None) -> None:
         if every_n_steps < 1 or n < 1:
             raise ValueError(f"every_n_steps and n are 1 or more; given were {every_n_steps} and {n}.")
@@ -51,24 +53,30 @@ class SampleGrid(Callback):
         if step == self._drawn_at or trying(trainer):
             return
         self._drawn_at = step
-        grid = draw_grid(pl_module, self.n, self.seed, self.weights)
+        grid = self.grid(trainer, pl_module)
         # log_dir is agreed on by all processes, so all have to ask
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero:
-            write_png(folder / "samples" / f"{step:07d}.png", grid)
+            write_png(folder / self.folder / f"{step:07d}.png", grid)
             for logger in trainer.loggers:
                 self._log(logger, grid, step)
+
+    def grid(self, trainer: Trainer, pl_module: LightningModule) -> torch.Tensor:
+        """Return what is shown, bytes `(C, H, W)`."""
+        return draw_grid(pl_module, self.n, self.seed, self.weights)
 
     def _log(self, logger: Logger, grid: torch.Tensor, step: int) -> None:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_image"):
-            experiment.add_image("samples", grid, step)
+            experiment.add_image(self.folder, grid, step)
         elif hasattr(logger, "log_image"):
             # a picture, for some versions of wandb stretch the contrast of an array
-            logger.log_image("samples", [picture(grid)], step=step)
+            logger.log_image(self.folder, [picture(grid)], step=step)
         elif not isinstance(logger, (CSVLogger, RunCSVLogger)) and type(logger).__name__ not in self._unsupported:
             self._unsupported.add(type(logger).__name__)
-            rank_zero_warn(f"{type(logger).__name__} takes no pictures; the grids are in the run folder's samples/.")
+            rank_zero_warn(
+                f"{type(logger).__name__} takes no pictures; the grids are in the run folder's {self.folder}/."
+            )
 
 
 def draw_grid(module: Any, n: int, seed: int, weights: str | None = None) -> torch.Tensor:

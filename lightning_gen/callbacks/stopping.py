@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_gen.agreement import Agreement
+from lightning_gen.background import wait_for_writing
 from lightning_gen.callbacks.last_checkpoint import between_iterations, checkpoint_folder, save_last
 from lightning_gen.errors import StoppedBySignal
 from lightning_gen.module import trying
@@ -114,6 +115,7 @@ class SaveWhenStopped(Callback):
             self._agreed = number
             return
         path = save_last(trainer, Path(str(self.dirpath)))
+        wait_for_writing(trainer.strategy.checkpoint_io)
         self._agreed = number
         if trainer.is_global_zero:
             print(f"\nsaved {path} at iteration {trainer.global_step}", file=sys.stderr, flush=True)

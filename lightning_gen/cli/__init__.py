@@ -118,6 +118,13 @@ def _run(command: str, args: list[str]) -> int:
         from lightning_gen.cli.sharding import shards
 
         return shards(chosen)
+    if command == "latents":
+        from lightning_gen.cli.options import parse_latents
+
+        chosen = parse_latents(args)
+        from lightning_gen.cli.latents import latents
+
+        return latents(chosen)
     from lightning_gen.cli import train
 
     return train.run(command, args)
@@ -151,6 +158,7 @@ def _stopped(command: str, how: str, code: int) -> int:
             "fit": "; the same command continues from the newest checkpoint",
             "sample": "; the same command continues where it was",
             "shards": "; the same command continues where it was",
+            "latents": "; the same command continues where it was",
         }
         print(f"\nlightning-gen {command}: {how}{more.get(command, '')}.", file=sys.stderr)
     return code

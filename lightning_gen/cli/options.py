@@ -1,4 +1,4 @@
-"""The options of `sample`, `evaluate`, `convert` and `shards`, read before torch is loaded."""
+"""The options of `sample`, `evaluate`, `convert`, `shards` and `latents`, read before torch is loaded."""
 
 import argparse
 from typing import Any, NoReturn
@@ -165,6 +165,27 @@ def parse_shards(args: list[str]) -> argparse.Namespace:
         raise UsageError(
             "Give a folder or .zip file of images, and a new folder for the shards: lightning-gen shards"
             " FOLDER_OR_ZIP OUT."
+        )
+    return options
+
+
+def parse_latents(args: list[str]) -> argparse.Namespace:
+    """Read the options of `latents`."""
+    parser = Parser("latents")
+    for name in ("codec", "data", "out"):
+        parser.add_argument(name, nargs="?")
+    for flag in ("--data_root", "--weights"):
+        parser.add_argument(flag)
+    parser.add_argument("--data_size", type=_positive)
+    parser.add_argument("--batch_size", type=_positive, default=64)
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--shard_mb", type=_megabytes, default=64.0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    options = parser.parse_all(args)
+    if options.out is None:
+        raise UsageError(
+            "Give a codec (a checkpoint or run folder of an autoencoder), a data set by name or path, and a new folder"
+            " for the latents: lightning-gen latents CODEC DATA OUT."
         )
     return options
 

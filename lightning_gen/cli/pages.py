@@ -14,6 +14,7 @@ commands:
   evaluate   score a checkpoint, or a folder of samples, against real images
   convert    bring models of other libraries in, and take ours out
   shards     write large data as shards, for disks, shared file systems and object storage
+  latents    write the latents of an autoencoder for a data set, to train a latent model on
   list       show the packaged configurations and their recorded results
 
   --help     this page; after a command, its own page
@@ -196,6 +197,31 @@ examples:
   lightning-gen fit -c mine.yaml --data ShardsDataModule --data.path shards/photos
 """
 
+LATENTS = """\
+usage: lightning-gen latents CODEC DATA OUT [options]
+
+Encode a data set once and write its latents, so that a latent model need not encode each image in every epoch.
+The files name the codec and the images they were made of, and a model refuses those of another codec or of other
+images. Stopped, the same command continues where it was.
+
+options:
+  CODEC                     a checkpoint or run folder of an Autoencoder or a VAE
+  DATA                      a data set by name (mnist, cifar10, ...), or a folder, zip archive or shards
+  OUT                       a new folder
+  --data_root DIR --data_size N
+                            where a named data set lies; height and width of a folder's images
+  --weights NAME            of the codec: raw, ema, ... (default: the first average where there is one)
+  --dtype float32|float16   of the files; float16 halves them (default: float32)
+  --shard_mb N              about how large a file gets, in 1e6 bytes (default: 64)
+  --batch_size N            images encoded at a time (default: 64)
+  --device auto|cpu|cuda|mps  (default: auto)
+
+examples:
+  lightning-gen latents runs/autoencoder/cifar10_vqgan cifar10 latents/cifar10
+  lightning-gen fit -c mine.yaml --data LatentsDataModule --data.path latents/cifar10 \\
+    --data.images CIFAR10DataModule
+"""
+
 LIST = """\
 usage: lightning-gen list [TEXT]
 
@@ -219,5 +245,6 @@ PAGES = {
     "evaluate": EVALUATE,
     "convert": CONVERT,
     "shards": SHARDS,
+    "latents": LATENTS,
     "list": LIST,
 }

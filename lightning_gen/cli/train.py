@@ -17,7 +17,8 @@ from lightning_gen.cli.lightning_cli import GenerativeCLI
 from lightning_gen.quiet import quiet_lightning
 
 # imported, so that their classes are known by their bare names
-PARTS = ("gan.module", "gan", "diffusion.module", "diffusion", "networks", "data", "callbacks", "optimizers")
+FAMILIES = ("gan.module", "gan", "autoencoder.module", "autoencoder", "codec", "diffusion.module", "diffusion")
+PARTS = (*FAMILIES, "networks", "data", "callbacks", "optimizers", "background")
 
 
 def run(command: str, args: list[str]) -> int:

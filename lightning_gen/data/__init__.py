@@ -8,6 +8,7 @@ from lightning_gen.data.decoding import UnexpectedImage, UnreadableImage
 from lightning_gen.data.digits import DigitsDataModule
 from lightning_gen.data.fashion_mnist import FashionMNISTDataModule
 from lightning_gen.data.folder import ImageFolderDataModule
+from lightning_gen.data.latents import LatentsDataModule
 from lightning_gen.data.load import DATA, load_data
 from lightning_gen.data.mnist import MNISTDataModule
 from lightning_gen.data.shards.index import DamagedShard
@@ -24,6 +25,7 @@ __all__ = [
     "ImageDataModule",
     "ImageDataset",
     "ImageFolderDataModule",
+    "LatentsDataModule",
     "MNISTDataModule",
     "ShardsDataModule",
     "TensorImages",

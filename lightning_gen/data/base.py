@@ -182,7 +182,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Loader:
         """Give full batches in the order of the epoch, each rank its share."""
-        view = BatchView(self.split("train"), flip=self.flip, seed=self.seed)
+        view = BatchView(self._training_set(), flip=self.flip, seed=self.seed)
         sampler = self._train_sampler(view)
         batch_size = self.rank_batch_size
         loader = self._loader(view, sampler, batch_size, drop_last=len(sampler) >= batch_size)
@@ -191,6 +191,10 @@ class ImageDataModule(LightningDataModule, ABC):
             self._resume_at = None  # a later fit with this module begins anew
         self._train_loader = loader
         return loader
+
+    def _training_set(self) -> ImageDataset:
+        """Return what training reads."""
+        return self.split("train")
 
     def _train_sampler(self, view: BatchView) -> EpochSampler:
         return EpochSampler(view, **self._ranks(), seed=self.seed)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gen.checkpoint_files import find_checkpoint
+from lightning_gen.codec import Codec
 from lightning_gen.diffusion.conditioners import Conditioner
 from lightning_gen.diffusion.conditions import condition_of_request
 from lightning_gen.diffusion.denoiser import PointDenoiser
 from lightning_gen.diffusion.grids import Grid
 from lightning_gen.diffusion.guidance import Guidance
+from lightning_gen.diffusion.latents import NO_LIKELIHOOD, start_of_latents
 from lightning_gen.diffusion.likelihood import bits_per_dim, dequantize, log_likelihood
 from lightning_gen.diffusion.parameterizations import Parameterization
 from lightning_gen.diffusion.paths import Path
@@ -45,6 +47,7 @@ class DenoisingSampler(GenerativeModule, ABC):
         sampling_steps: how many.
         threshold: keeps estimated images in range; None leaves them.
         conditioner: makes the picture that the network is given beside the noisy one; None for none.
+        codec: between images and the latents that the network denoises; None where it denoises images.
         class_prior: the classes of samples where none is asked for.
         likelihood_steps: of the probability-flow ODE, where none are asked for; 0 for 100.
     """
@@ -59,13 +62,14 @@ class DenoisingSampler(GenerativeModule, ABC):
     sampling_steps: int
     threshold: Threshold | None
     conditioner: Conditioner | None
+    codec: Codec | None
     class_prior: ClassPrior
     likelihood_steps: int = 0
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape `(C, H, W)` of an image."""
-        return tuple(self.net.image_shape)
+        return tuple(self.net.image_shape if self.codec is None else self.codec.image_shape)
 
     def weights_used(self, weights: str | None = None, **how: Any) -> str:
         """Name the weights of the network that `sample(weights=...)` draws by."""
@@ -126,7 +130,8 @@ class DenoisingSampler(GenerativeModule, ABC):
             raise ValueError("This model takes no picture beside the noise; to begin from one give it as image.")
         start = self._start(image, mask, strength, resample, n)
         with evaluating(network), evaluating(weak):
-            return sampler(stream, self.sample_shape, asked, start).clamp(-1, 1)
+            drawn = sampler(stream, tuple(self.net.image_shape), asked, start)
+        return drawn.clamp(-1, 1) if self.codec is None else self.codec.decode(drawn)
 
     def _sampler(
         self,
@@ -158,8 +163,10 @@ class DenoisingSampler(GenerativeModule, ABC):
             return None
         picture = self._for_each(picture_of(image, self.sample_shape), n)
         kept = None if mask is None else self._for_each(mask_of(mask, self.sample_shape), n)
+        if self.codec is not None:
+            picture, kept = start_of_latents(self.codec, picture, kept)
         start = Start(picture, strength, kept, resample)
-        start.check((n, *self.sample_shape))
+        start.check((n, *self.net.image_shape))
         return start
 
     def _picture(self, picture: Tensor | str | None, mask: Tensor | str | None, n: int) -> Tensor:
@@ -201,6 +208,8 @@ class DenoisingSampler(GenerativeModule, ABC):
             steps: of the probability-flow ODE; None for `likelihood_steps`, else 100.
             weights: as `sample` takes it.
         """
+        if self.codec is not None:
+            raise ValueError(NO_LIKELIHOOD)
         network = self.net_ema.pick(self.net, weights)
         stream = SampleStreams(seed, offset, len(images), self.device, images.dtype)
         asked = condition_of_request(cond, self.net, self.class_prior, stream, len(images), self.device)

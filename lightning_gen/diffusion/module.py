@@ -18,7 +18,7 @@ References:
     https://arxiv.org/abs/2210.02747
 """
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch import Tensor, nn
 
 from lightning_gen.checkpoint_files import find_checkpoint, load_checkpoint
+from lightning_gen.codec import Codec
 from lightning_gen.diffusion import defaults
 from lightning_gen.diffusion.augmentation import NonLeakyAugmentation
 from lightning_gen.diffusion.conditioners import Conditioner
@@ -36,6 +37,7 @@ from lightning_gen.diffusion.denoiser import Denoiser
 from lightning_gen.diffusion.drawing import DenoisingSampler
 from lightning_gen.diffusion.grids import Grid
 from lightning_gen.diffusion.guidance import ClassifierFree, Guidance
+from lightning_gen.diffusion.latents import check_cache, check_codec, describe_codec, latents_of, whiten
 from lightning_gen.diffusion.objectives import DenoisingMSE, Fit, Losses, MeanFlow, Objective, Setting
 from lightning_gen.diffusion.parameterizations import Parameterization
 from lightning_gen.diffusion.paths import Path, RectifiedFlow
@@ -72,6 +74,7 @@ class Diffusion(DenoisingSampler):
         label_dropout: share of training samples whose condition is left out, where the network has a "none".
         augmentation: of training images, told to the network; None for none.
         conditioner: makes the picture that the network is given beside the noisy one; None for none.
+        codec: a trained autoencoder: its latents are learned, and decoded to images; None for images themselves.
         label_prior: classes of samples where none is asked for: as frequent as in the training data, or uniform.
         init_weights: checkpoint of a `Diffusion` with the same network that training starts from.
         accumulate: batches in an optimizer step; their gradients are averaged.
@@ -110,6 +113,7 @@ class Diffusion(DenoisingSampler):
         label_dropout: float = 0.1,
         augmentation: NonLeakyAugmentation | None = None,
         conditioner: Conditioner | None = None,
+        codec: Codec | None = None,
         label_prior: Literal["data", "uniform"] = "data",
         init_weights: str | None = None,
         accumulate: int = 1,
@@ -126,6 +130,8 @@ class Diffusion(DenoisingSampler):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.codec = codec
+        describe_codec(self.hparams, codec)
         self.net = net
         self.path = path if path is not None else RectifiedFlow()
         self.parameterization = parameterization or defaults.parameterization_for(self.path)
@@ -165,6 +171,7 @@ class Diffusion(DenoisingSampler):
                 f"The network is told {self.net.augment_dim} numbers of the augmentation, which describes itself by"
                 f" {described}: set augment_dim of the network to {described}."
             )
+        check_codec(self)
         pictured = 0 if self.conditioner is None else self.conditioner.channels(self.net.image_shape)
         if self.net.image_channels != pictured:
             raise ValueError(
@@ -185,10 +192,18 @@ class Diffusion(DenoisingSampler):
         super().setup(stage)
         if stage == "fit":
             self.class_prior.learn(getattr(self.trainer, "datamodule", None))
+            check_cache(self.codec, getattr(self.trainer, "datamodule", None))
+            if self.codec is not None and self.trainer.ckpt_path is None:
+                whiten(self.codec, getattr(self.trainer, "datamodule", None), self.device)
             if self.init_weights is not None and self.trainer.ckpt_path is None:
                 self.take_weights(self.init_weights)
             if self.compile_network:
                 self.net.compile()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn bytes into floats and, where there is a codec, images into latents."""
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        return batch if self.codec is None or not isinstance(batch, dict) else latents_of(batch, self.codec)
 
     def check_sharding(self) -> None:
         """Refuse to be sharded where the network is compiled, or differentiated forwards."""

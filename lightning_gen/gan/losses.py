@@ -25,11 +25,13 @@ References:
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_gen.errors import choose
 
 
 def _full(logits: Tensor) -> Tensor:
@@ -220,3 +222,15 @@ LOSSES: dict[str, type[AdversarialLoss]] = {
     "wasserstein": Wasserstein,
     "relativistic_pairing": RelativisticPairing,
 }
+
+
+LossName = Literal["saturating", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic_pairing"]
+
+
+def adversarial_loss(given: LossName | AdversarialLoss) -> AdversarialLoss:
+    """Return the loss of a name, or the loss itself.
+
+    Raises:
+        ValueError: where there is no loss of that name.
+    """
+    return given if isinstance(given, AdversarialLoss) else choose("loss", given, LOSSES)()

@@ -39,10 +39,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_gen.ema import Averages
-from lightning_gen.errors import choose
 from lightning_gen.gan.augmentation import Augmentation
 from lightning_gen.gan.latents import draw_latents
-from lightning_gen.gan.losses import LOSSES, AdversarialLoss
+from lightning_gen.gan.losses import AdversarialLoss, LossName, adversarial_loss
 from lightning_gen.gan.penalties import Penalty, clip_weights_, refuse_batch_norm
 from lightning_gen.labels import NO_LABELS, ClassPrior
 from lightning_gen.module import GenerativeModule
@@ -52,8 +51,6 @@ from lightning_gen.optimizers import GANAdam, optimizer_with_schedule
 from lightning_gen.seeding import GeneratorStream, RandomStream
 from lightning_gen.sharding import COMPILED, keep_through_backward
 from lightning_gen.stepping import ClipAlgorithm, eager, evaluating, frozen, tracking_layers, untracked_statistics
-
-LossName = Literal["saturating", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic_pairing"]
 
 
 class GAN(GenerativeModule):
@@ -120,7 +117,7 @@ class GAN(GenerativeModule):
         self.generator, self.discriminator = generator, discriminator
         self.generator_ema = Averages(generator, ema_half_lives or [], ema_warmup)
         self.augmentation = augmentation
-        self.loss = loss if isinstance(loss, AdversarialLoss) else choose("loss", loss, LOSSES)()
+        self.loss = adversarial_loss(loss)
         self.penalties = list(penalties or [])
         if any(penalty.per_sample for penalty in self.penalties):
             refuse_batch_norm(discriminator)

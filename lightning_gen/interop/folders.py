@@ -283,6 +283,11 @@ def save_diffusers(module: Diffusion, folder: str | Path, weights: str | None = 
         raise FileExistsError(f"{folder} is there already: give a new or an empty folder.")
     if module.conditioner is not None:
         raise ValueError(f"diffusers has nothing like the conditioner {type(module.conditioner).__name__}.")
+    if module.codec is not None:
+        raise ValueError(
+            "A model of latents goes out in two parts, and only images' models go out whole: export its codec"
+            " (an Autoencoder) by itself."
+        )
     network = module.net_ema.pick(module.net, weights)
     config, state = _network_of(network)
     parts = SchedulerParts(module.path, module.parameterization, module.grid, module.solver, module.threshold)

@@ -21,6 +21,9 @@ STANDARD_INCEPTION = "inception-v3-compat"
 REFERENCE_METRICS = ("fid", "kid", "fd-lenet5")
 """Metrics that compare with a reference set; the others judge the samples alone."""
 
+RECONSTRUCTED = ("rfid", "rkid", "rfd-lenet5")
+"""What the metrics that compare with images are called where an autoencoder's reconstructions are measured."""
+
 _OTHER_EXTRACTOR = {
     "fid": "fd",
     "kid": "kid",
@@ -94,8 +97,10 @@ class Protocol:
         Only the standard Inception weights give names `fid`, `kid`, `is`: any other extractor is in the name.
 
         Args:
-            metric: "fid", "kid", "is", "fd-lenet5" or "class-accuracy".
+            metric: "fid", "kid", "is", "fd-lenet5" or "class-accuracy"; an "r" before it is kept.
         """
+        if metric in RECONSTRUCTED:
+            return f"r{self.name(metric[1:])}"
         label = metric
         if not (self.extractor == STANDARD_INCEPTION and metric in ("fid", "kid", "is")):
             label = f"{_OTHER_EXTRACTOR.get(metric, metric)}-{self.extractor}"

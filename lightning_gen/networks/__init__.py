@@ -15,8 +15,10 @@ from lightning_gen.networks.dit import DiT
 from lightning_gen.networks.lenet import LeNetDiscriminator
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.normalization import make_norm, mixes_samples, spectral_normalize
+from lightning_gen.networks.patchgan import PatchDiscriminator
 from lightning_gen.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from lightning_gen.networks.unet import UNet
+from lightning_gen.networks.vqvae import VQVAEDecoder, VQVAEEncoder
 
 __all__ = [
     "AuxiliaryHead",
@@ -38,10 +40,13 @@ __all__ = [
     "LogitHead",
     "MLPDiscriminator",
     "MLPGenerator",
+    "PatchDiscriminator",
     "ProjectionHead",
     "ResNetDiscriminator",
     "ResNetGenerator",
     "UNet",
+    "VQVAEDecoder",
+    "VQVAEEncoder",
     "make_norm",
     "mixes_samples",
     "spectral_normalize",

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -174,6 +174,7 @@ def fit_lane(
     warmup: int,
     count: int,
     precision: Any = "32-true",
+    callbacks: Callable[[], list[Callback]] = list,
 ) -> Callable[[], Seconds]:
     """Make the lane of a module in `Trainer.fit`, logging every 50 iterations where it logs."""
 
@@ -192,7 +193,8 @@ def fit_lane(
                 limit_train_batches=warmup + count + 1,
                 limit_val_batches=0,
                 logger=False,
-                enable_checkpointing=False,
+                callbacks=(extra := callbacks()),
+                enable_checkpointing=bool(extra),
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )

@@ -409,3 +409,10 @@ def test_class_help(here, run):
     code, _, err = run("fit", "--model.help", "GANN")
     assert code == 2
     assert "There is no class 'GANN' for 'model'. Did you mean 'GAN'?" in err
+
+
+def test_checkpoints_in_the_background(here, fit):
+    code, _, err = fit("--trainer.plugins+=BackgroundCheckpointIO")
+    assert code == 0, err
+    assert "BackgroundCheckpointIO" in (here / "runs" / "Toy" / "config.yaml").read_text()
+    assert load_checkpoint(here / "runs" / "Toy" / "checkpoints" / "last.ckpt")["global_step"] == 10

@@ -8,8 +8,9 @@ import torch
 from fixed_objective import Fixed
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from ranks import assert_all_equal_one, run_ranks
-from tiny import Joined, TinyData, tiny_diffusion, trainer, weights
+from tiny import Joined, TinyData, tiny_autoencoder, tiny_diffusion, trainer, weights
 
+from lightning_gen.codec import Codec
 from lightning_gen.diffusion import DiscreteVP, Importance, LearnedUncertainty, MinibatchOT, Uniform
 from lightning_gen.diffusion.module import Diffusion
 
@@ -20,6 +21,7 @@ CASES = {
     "learned times": {"times": Importance(history=2, buckets=4), "ema_half_lives": [100]},
     "learned weights": {"weighting": LearnedUncertainty()},
     "optimal transport": {"coupling": MinibatchOT()},
+    "latents": {"codec": Codec(tiny_autoencoder(seed=1).net), "net": {"image_shape": (2, 2, 2)}},
 }
 WORLDS = [2, 4]
 

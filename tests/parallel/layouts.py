@@ -10,8 +10,11 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from noiseless import FixedNoise, FixedWGANGP
 
+from lightning_gen.autoencoder import VectorQuantizer
+from lightning_gen.autoencoder.module import Autoencoder
 from lightning_gen.callbacks import LastCheckpoint
 from lightning_gen.checkpoint_files import AtomicCheckpointIO
+from lightning_gen.codec import Codec
 from lightning_gen.data.base import Description, ImageDataModule
 from lightning_gen.data.datasets import TensorImages
 from lightning_gen.diffusion import LearnedUncertainty, MinibatchOT
@@ -20,6 +23,7 @@ from lightning_gen.gan import ADA, R1
 from lightning_gen.networks import DCGANDiscriminator, DCGANGenerator, MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.dit import DiT
 from lightning_gen.networks.unet import UNet
+from lightning_gen.networks.vqvae import VQVAEDecoder, VQVAEEncoder
 from lightning_gen.optimizers import DiffusionAdamW, GANAdam, WarmUp
 from lightning_gen.sharding import whole
 
@@ -96,6 +100,13 @@ def spectral():
     )
 
 
+def autoencoder(**arguments):
+    encoder = VQVAEEncoder(SHAPE, out_channels=3, channels=8, factor=2, blocks=1, block_channels=4)
+    decoder = VQVAEDecoder(SHAPE, in_channels=3, channels=8, factor=2, blocks=1, block_channels=4)
+    codes = VectorQuantizer(3, 8, ema_decay=0.9, restart_below=0.2)
+    return Autoencoder(encoder, decoder, codes, ema_half_lives=[100], accumulate=2, **arguments)
+
+
 CASES = {
     "unet": lambda: diffusion(
         UNet(**UNET, checkpointing=True, channels_last=True),
@@ -110,6 +121,8 @@ CASES = {
         n_dis=2, penalties=[FixedWGANGP(10.0), R1(1.0, every=2)], augmentation=ADA(images=100, transforms="")
     ),
     "hinge": lambda: gan(loss="hinge", accumulate=2, gradient_clip_val=0.05, weight_clip=0.1),
+    "vqgan": lambda: autoencoder(discriminator=MLPDiscriminator(hidden=[16], image_shape=SHAPE), adaptive=False),
+    "latents": lambda: diffusion(DiT(**DIT | {"image_shape": (3, 4, 4)}), codec=Codec(autoencoder().net)),
     # its power iterations are made by each process, of the whole weight
     "spectral": lambda: gan(networks=spectral(), penalties=[R1(1.0)], optimizer_d=lambda p: torch.optim.SGD(p, lr=0.1)),
 }

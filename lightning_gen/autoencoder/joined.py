@@ -1,0 +1,62 @@
+"""Sums and means over the joined batch of all processes.
+
+torch.distributed is asked at every call: a module is built before there are processes to speak of, and what it then
+believed it would believe to the end. Sample i of the joined batch lies on process i mod world.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_gen.metrics.distributed import world
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sum a tensor over all processes, in place, and return it; all of them have to call."""
+    if world()[1] > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def joined_mean(rows: Tensor) -> Tensor:
+    """Return the mean over the rows `(n, ...)` of all processes, which all have to call.
+
+    The gradient is that of this process's rows, times the number of processes: where gradients are then averaged
+    over processes, as DDP does, the result is the gradient of the joined batch.
+    """
+    size = world()[1]
+    if size == 1:
+        return rows.mean(0)
+    own = rows.sum(0)
+    total = summed(torch.cat([own.detach().flatten(), own.new_tensor([float(len(rows))])]))
+    count = total[-1]
+    mean = (total[:-1] / count).view_as(own)
+    own = own * (size / count)
+    return mean + (own - own.detach())
+
+
+def permutation(n: int, salt: Tensor) -> Tensor:
+    """Return a permutation of 0 ... n - 1, int64 `(n,)`, that is a function of `n` and of `salt` alone.
+
+    The numbers 0 ... n - 1 are hashed and sorted, on the device: the salt, a count in device memory, is never waited
+    for, and processes agree without a word.
+
+    Args:
+        n: number of entries.
+        salt: int64 scalar.
+    """
+    return torch.argsort(_hashed(torch.arange(n, device=salt.device) + _hashed(salt)), stable=True)
+
+
+def _hashed(numbers: Tensor) -> Tensor:
+    """Hash int64 numbers to others, by the finalizer of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
+    # as signed numbers: 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9 and 0x94D049BB133111EB; products wrap around
+    numbers = (numbers + 1) * -7046029254386353131
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        numbers = (numbers ^ _shifted(numbers, shift)) * factor
+    return numbers ^ _shifted(numbers, 31)
+
+
+def _shifted(numbers: Tensor, by: int) -> Tensor:
+    """Shift to the right, zeros coming in: torch's own shift repeats the sign."""
+    return (numbers >> by) & ((1 << (64 - by)) - 1)

@@ -1,0 +1,354 @@
+r"""Autoencoders of images whose latents are a grid: VQ-VAE, VQ-VAE-2, VQGAN and KL autoencoders.
+
+Encoder E, bottleneck b and decoder D are trained by
+
+.. math:: \mathcal L = \lVert x - \hat x \rVert / D_x + \lambda_p\,\mathrm{perceptual}(x, \hat x) + \mathcal L_b
+    + \lambda\,\lambda_a\,\mathcal L_G(\hat x), \qquad \hat x = D(b(E(x))),
+
+where the distance is the mean absolute or squared difference and :math:`\mathcal L_b` what the bottleneck adds: a
+divergence, or the terms of a codebook. Where there is a discriminator it learns to tell :math:`x` from
+:math:`\hat x`, by the losses of the GAN family, from an iteration on; :math:`\lambda_a` balances the two gradients in
+the decoder's last layer (`adaptive`).
+
+References:
+    Neural Discrete Representation Learning (VQ-VAE)
+    https://arxiv.org/abs/1711.00937
+    Taming Transformers for High-Resolution Image Synthesis (VQGAN; equations 5 to 7)
+    https://arxiv.org/abs/2012.09841
+    High-Resolution Image Synthesis with Latent Diffusion Models (KL autoencoders)
+    https://arxiv.org/abs/2112.10752
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from lightning_gen.autoencoder.adaptive import adaptive_weight
+from lightning_gen.autoencoder.bottlenecks import Bottleneck
+from lightning_gen.autoencoder.net import AutoencoderNet
+from lightning_gen.autoencoder.perceptual import PerceptualLoss, PerceptualName, perceptual_loss
+from lightning_gen.ema import Averages
+from lightning_gen.errors import choose
+from lightning_gen.gan.losses import AdversarialLoss, LossName, adversarial_loss
+from lightning_gen.metrics.reconstruction import SMALLEST, psnr, ssim, ssim_name
+from lightning_gen.module import GenerativeModule
+from lightning_gen.networks.autoencoding import ImageDecoder, ImageEncoder
+from lightning_gen.networks.base import Discriminator, DiscriminatorOutput
+from lightning_gen.nonfinite import NonFiniteLoss, NonFinitePolicy
+from lightning_gen.optimizers import GANAdam, optimizer_with_schedule
+from lightning_gen.seeding import GeneratorStream, RandomStream
+from lightning_gen.sharding import COMPILED
+from lightning_gen.stepping import ClipAlgorithm, evaluating, frozen, gradients_aside
+
+Distance = Literal["l1", "l2"]
+
+
+class _Losses(NamedTuple):
+    """Of each image: what is minimized without the bottleneck and the discriminator, `(B,)`, and its parts."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    t: None = None
+
+
+class Autoencoder(GenerativeModule):
+    """An encoder and a decoder of images with a bottleneck between them.
+
+    Args:
+        encoder: images to features.
+        decoder: latents to images.
+        bottleneck: features to latents: a `GaussianBottleneck` or a quantizer.
+        distance: "l1" or "l2", the mean absolute or squared difference of images.
+        perceptual: a distance of features, added: "lpips", "laplacian", which needs no weights, "auto" for the first of
+            the two that can be, or an object; None for none.
+        perceptual_weight: its weight.
+        discriminator: tells images from reconstructions; None for none.
+        adversarial: the discriminator's loss and the one that deceives it, by name or as an object.
+        adversarial_weight: weight of the latter.
+        adaptive: whether that weight is multiplied by the ratio of the gradients in the decoder's last layer.
+        discriminator_start: iteration from which the discriminator learns and is listened to.
+        accumulate: batches in an optimizer step; their gradients are averaged.
+        optimizer: makes the optimizer of encoder, bottleneck and decoder.
+        optimizer_d: makes the discriminator's.
+        scheduler: makes the schedule of the first one's rate, stepped once an iteration.
+        scheduler_d: makes the schedule of the discriminator's rate.
+        gradient_clip_val: bound of each optimizer's gradient; None for none.
+        gradient_clip_algorithm: "norm" or "value".
+        ema_half_lives: one average of the network each, in images; the first is what is decoded with.
+        ema_warmup: half-lives are shortened to this share of the images seen so far.
+        on_nonfinite: "stop" at a loss or gradient that is NaN or infinite, or "skip" the batch and count it.
+        compile_network: compile encoder and decoder with torch.compile for training.
+
+    Raises:
+        ValueError: where the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        decoder: ImageDecoder,
+        bottleneck: Bottleneck,
+        distance: Distance = "l1",
+        perceptual: PerceptualName | PerceptualLoss | None = None,
+        perceptual_weight: float = 1.0,
+        discriminator: Discriminator | None = None,
+        adversarial: LossName | AdversarialLoss = "hinge",
+        adversarial_weight: float = 0.5,
+        adaptive: bool = True,
+        discriminator_start: int = 0,
+        accumulate: int = 1,
+        optimizer: OptimizerCallable = GANAdam,
+        optimizer_d: OptimizerCallable = GANAdam,
+        scheduler: LRSchedulerCallable | None = None,
+        scheduler_d: LRSchedulerCallable | None = None,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: ClipAlgorithm = "norm",
+        ema_half_lives: list[int] | None = None,
+        ema_warmup: float | None = 0.05,
+        on_nonfinite: NonFinitePolicy = "stop",
+        compile_network: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = AutoencoderNet(encoder, bottleneck, decoder)
+        self.net_ema = Averages(self.net, ema_half_lives or [], ema_warmup)
+        self.distance = choose("distance", distance, {"l1": "l1", "l2": "l2"})
+        self.perceptual, self.perceptual_weight = perceptual_loss(perceptual, encoder.image_shape), perceptual_weight
+        self.discriminator, self.discriminator_start = discriminator, discriminator_start
+        self.adversarial = adversarial_loss(adversarial)
+        self.adversarial_weight, self.adaptive = adversarial_weight, adaptive
+        self.accumulate = accumulate
+        self.optimizer, self.optimizer_d = optimizer, optimizer_d
+        self.scheduler, self.scheduler_d = scheduler, scheduler_d
+        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        self.on_nonfinite, self.nonfinite = on_nonfinite, NonFiniteLoss(on_nonfinite)
+        self.compile_network = compile_network
+        self._learned = 0  # images of this step so far, those of batches left out not counted
+        _check_fit(self.net, discriminator, perceptual_weight, adversarial_weight, discriminator_start)
+
+    # ------------------------------------------------------------------ images and latents
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape `(C, H, W)` of an image."""
+        return tuple(self.net.image_shape)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape `(c, h, w)` of a latent."""
+        return self.net.latent_shape
+
+    def weights_used(self, weights: str | None = None, **how: Any) -> str:
+        """Name the weights that are decoded with."""
+        return self.net_ema.resolve(weights)
+
+    def draw(  # type: ignore[override]  # the options of `sample` are the family's own
+        self, stream: RandomStream, n: int, cond: None = None, *, weights: str | None = None
+    ) -> Tensor:
+        """Draw images `(n, C, H, W)` in [-1, 1] from latents whose places are independent of each other.
+
+        They look like the texture of the data at best: a model of the latents (`Diffusion` with a codec) draws images.
+
+        Args:
+            stream: all random numbers.
+            n: how many.
+            cond: nothing; there are no classes.
+            weights: "raw", "ema" or "ema-<half-life>"; the first average where there is one.
+        """
+        if cond is not None:
+            raise ValueError("An Autoencoder has no classes; cond was given.")
+        net = self._net(weights)
+        with evaluating(net):
+            images = net.draw(stream)
+        return images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, stream: RandomStream | None = None, *, weights: str | None = None) -> Tensor:
+        """Map images in [-1, 1], `(B, C, H, W)`, to latents `(B, c, h, w)`; see `LatentNetwork.encode`."""
+        net = self._net(weights)
+        with evaluating(net):
+            return net.encode(images, stream)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, weights: str | None = None) -> Tensor:
+        """Map latents `(B, c, h, w)` to images in [-1, 1], `(B, C, H, W)`."""
+        net = self._net(weights)
+        with evaluating(net):
+            return net.decode(latents)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, *, weights: str | None = None) -> Tensor:
+        """Encode and decode images in [-1, 1], `(B, C, H, W)`, by the likeliest latents."""
+        net = self._net(weights)
+        with evaluating(net):
+            return net(images).image.clamp(-1, 1)  # type: ignore[no-any-return]
+
+    def interpolate(self, first: Tensor, second: Tensor, steps: int = 8, *, weights: str | None = None) -> Tensor:
+        """Decode what lies between the latents of images `(B, C, H, W)`: `(steps, B, C, H, W)`, both ends included."""
+        if steps < 2:
+            raise ValueError(f"An interpolation has 2 steps or more, its ends; given was {steps}.")
+        a, b = self.encode(first, weights=weights), self.encode(second, weights=weights)
+        shares = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)
+        return torch.stack([self.decode(torch.lerp(a, b, share), weights=weights) for share in shares])
+
+    def latent_network(self, weights: str | None = None) -> tuple[AutoencoderNet, dict[str, Any] | None]:
+        """Return what a codec is made of; see `codec.HasLatents`."""
+        parts = {name: self.hparams.get(name) for name in ("encoder", "bottleneck", "decoder")}
+        if not all(isinstance(part, dict) for part in parts.values()):
+            return self._net(weights), None
+        path = f"{AutoencoderNet.__module__}.{AutoencoderNet.__qualname__}"
+        return self._net(weights), {"class_path": path, "init_args": parts}
+
+    def _net(self, weights: str | None) -> AutoencoderNet:
+        return cast(AutoencoderNet, self.net_ema.pick(self.net, weights))
+
+    # ------------------------------------------------------------------ training
+
+    def setup(self, stage: str) -> None:
+        """Compile."""
+        super().setup(stage)
+        if stage == "fit" and self.compile_network:
+            self.net.encoder.compile()
+            self.net.decoder.compile()
+
+    def check_sharding(self) -> None:
+        """Refuse to be sharded where the network is compiled, or a gradient is taken in the middle of a step."""
+        if self.compile_network:
+            raise MisconfigurationException(COMPILED.format("compile_network"))
+        if self.discriminator is not None and self.adaptive:
+            raise MisconfigurationException(
+                "The adaptive weight takes a gradient within a forward pass, which sharded networks do not permit: set"
+                " adaptive=false (--model.adaptive false), or use strategy='ddp' (--trainer.strategy ddp)."
+            )
+
+    @property
+    def listens(self) -> bool:
+        """Whether the discriminator learns and is listened to in this iteration."""
+        return self.discriminator is not None and self.iterations >= self.discriminator_start
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Take one step of the autoencoder and, where there is one, of the discriminator, or parts of both."""
+        micro, listens = self.batch_number % self.accumulate, self.listens
+        self._learned = 0 if micro == 0 else self._learned
+        images = batch["image"]
+        stream = GeneratorStream(None, len(images), self.device, torch.promote_types(images.dtype, torch.float32))
+        made, bottled = self.net(images, stream)
+        losses = self._losses(images, made)
+        if not self.nonfinite.accepts(losses, self.iterations, self.trainer.world_size):
+            moved = self.steps.skip(micro=micro)
+            if listens:
+                self.steps.skip(1, micro=micro, counted=False)
+        else:
+            self._learned += len(images)
+            loss = losses.total.mean() + bottled.loss
+            logs: dict[str, Tensor | float] = {name: part.mean() for name, part in losses.parts.items()}
+            logs |= bottled.logs
+            if listens:
+                deceiving, told = self._deceive(losses.total.mean(), images, made)
+                loss, logs = loss + deceiving, logs | told
+            # sharded weights cannot be frozen, and the discriminator is not to learn to be deceived
+            with gradients_aside(self.discriminator) if self.sharded and listens else nullcontext():
+                moved = self.steps(loss, micro=micro)
+            if listens:
+                logs |= self._step_discriminator(images, made.detach(), micro)
+            self._log(logs | {"loss": loss}, moved)
+        if moved:
+            seen = self.saw(self._learned)
+            self.net_ema.update(self.net, seen, self.images_seen)
+
+    def _losses(self, images: Tensor, made: Tensor) -> _Losses:
+        """Compare images with their reconstructions, in float32 or wider."""
+        difference = (made - images).to(torch.promote_types(made.dtype, torch.float32))
+        each = difference.abs() if self.distance == "l1" else difference.square()
+        parts = {"reconstruction": each.flatten(1).mean(1)}
+        total = parts["reconstruction"]
+        if self.perceptual is not None:
+            parts[self.perceptual.name] = self.perceptual(images, made)
+            total = total + self.perceptual_weight * parts[self.perceptual.name]
+        return _Losses(total, parts)
+
+    def _deceive(
+        self, reconstruction: Tensor, images: Tensor, made: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Return the weighted loss of not being taken for an image, and what to log of it."""
+        if self.discriminator is None:
+            raise RuntimeError("There is no discriminator.")
+        with frozen(self.discriminator):
+            real = self._judge(images) if self.adversarial.paired else None
+            loss = self.adversarial.generator(self._judge(made), real)
+        weight: Tensor | float = self.adversarial_weight
+        if self.adaptive:
+            weight = weight * adaptive_weight(reconstruction, loss, self.net.decoder.last_layer)
+        return weight * loss, {"loss_g": loss, "weight_g": weight}
+
+    def _step_discriminator(self, images: Tensor, made: Tensor, micro: int) -> dict[str, Tensor | float]:
+        real, fake = self._judge(images), self._judge(made)
+        loss = self.adversarial.discriminator(real, fake)
+        self.steps(loss, 1, micro=micro, counted=False)
+        return {"loss_d": loss, "logit_real": real.mean(), "logit_fake": fake.mean()}
+
+    def _judge(self, images: Tensor) -> Tensor:
+        if self.discriminator is None:
+            raise RuntimeError("There is no discriminator.")
+        judged: Tensor | DiscriminatorOutput = self.discriminator(images, None)
+        return judged.logits if isinstance(judged, DiscriminatorOutput) else judged
+
+    def _log(self, logs: dict[str, Tensor | float], moved: bool) -> None:
+        if moved and self.logs_now:
+            skipped = self.nonfinite.skipped + self.steps.gradients.skipped
+            self.log_scalars(logs | ({"skipped_batches": float(skipped)} if skipped else {}), bar=("loss",))
+
+    # ------------------------------------------------------------------ validation and optimizers
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log how near held-out images are to their reconstructions, by the weights that are decoded with."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log what validation does, on the test split."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
+        images = batch["image"]
+        net = self._net(None)
+        with evaluating(net):
+            made, bottled = net(images)
+        losses = self._losses(images, made)
+        inside = made.clamp(-1, 1).to(images.dtype)
+        values = {"loss": (losses.total.mean() + bottled.loss), **{k: v.mean() for k, v in losses.parts.items()}}
+        values |= {"psnr": psnr(images, inside).mean(), **bottled.logs}
+        if min(images.shape[2:]) >= SMALLEST:
+            values[ssim_name(images.shape[2:])] = ssim(images, inside).mean()
+        self.log_held_out({f"{split}/{name}": value for name, value in values.items()}, len(images))
+
+    def configure_optimizers(self) -> Sequence[OptimizerConfig | OptimizerLRSchedulerConfig]:
+        """Make the optimizers, the autoencoder's first: it is the one whose steps are the iterations."""
+        made = [optimizer_with_schedule(self.net, self.optimizer, self.scheduler)]
+        if self.discriminator is not None:
+            made.append(optimizer_with_schedule(self.discriminator, self.optimizer_d, self.scheduler_d))
+        return made
+
+
+def _check_fit(
+    net: AutoencoderNet, discriminator: Discriminator | None, perceptual: float, adversarial: float, start: int
+) -> None:
+    for name, value in (("perceptual_weight", perceptual), ("adversarial_weight", adversarial)):
+        if value < 0:
+            raise ValueError(f"{name} is 0 or more; given was {value}.")
+    if start < 0:
+        raise ValueError(f"discriminator_start is an iteration, 0 or more; given was {start}.")
+    if discriminator is None:
+        return
+    if discriminator.num_classes is not None:
+        raise ValueError("The discriminator of an Autoencoder is told no classes: give it num_classes=null.")
+    if tuple(discriminator.image_shape) != tuple(net.image_shape):
+        raise ValueError(
+            f"The autoencoder makes images {tuple(net.image_shape)}, the discriminator takes"
+            f" {tuple(discriminator.image_shape)}: give both the same image_shape."
+        )
