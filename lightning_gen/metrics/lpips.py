@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-import torchmetrics
 from torch import Tensor, nn
 
 from lightning_gen.errors import MissingData
@@ -144,6 +143,8 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _read_heads() -> list[Tensor]:
+    import torchmetrics  # some seconds, where Lightning has not brought it along
+
     path = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
     if not path.is_file():
         raise MissingData(

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 RANGE = (-1.0, 1.0)
 WINDOW, SIGMA = 11, 1.5
@@ -40,6 +39,8 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: for images of two shapes.
     """
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     _check("psnr", x, y)
     x, y = _precise(x), _precise(y)
     return peak_signal_noise_ratio(y, x, RANGE, reduction="none", dim=(1, 2, 3))
@@ -55,6 +56,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: for images of two shapes, or too small.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     _check("ssim", x, y)
     window = ssim_window(x.shape[2:])
     x, y = _precise(x), _precise(y)
