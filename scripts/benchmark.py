@@ -48,6 +48,10 @@ ROWS = {
     "diffusion_changes": "diffusion_changes",
     "diffusion_growth": "diffusion_own",
     "diffusion_parts": "diffusion_own",
+    "autoencoder_train": "autoencoder",
+    "autoencoder_encode": "autoencoder",
+    "autoencoder_conv": "autoencoder",
+    "tiled_decode": "tiles",
 }
 PEERS = ("webdataset", "torchvision", "torchmetrics", "torch-fidelity", "diffusers", "scipy", "numpy")
 

@@ -54,6 +54,8 @@ def check_measured(report):
         ("diffusion_growth", ["diffusion_growth/resolution", "diffusion_growth/batch", "diffusion_growth/steps"]),
         ("diffusion_parts", ["diffusion_parts"]),
         ("diffusion_conv", ["diffusion_conv/8 to 8 channels, 8 px"]),
+        ("autoencoder_conv", ["autoencoder_conv"]),
+        pytest.param("tiled_decode", ["tiled_decode"], marks=pytest.mark.slow),
         (
             "diffusion_changes",
             [
@@ -101,6 +103,18 @@ def test_the_u_nets_have_the_same_weights_and_say_the_same(row, what):
     assert facts["parameters, ours"] == facts["parameters, diffusers"] > 0
     (difference,) = [float(value) for fact, value in facts.items() if "difference" in fact and what in fact]
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("row", ["autoencoder_train", "autoencoder_encode"])
+def test_the_autoencoders_have_the_same_weights_and_say_the_same(row):
+    pytest.importorskip("diffusers")
+    (report,) = run("--rows", row, "--batch", "3")
+    check_measured(report)
+    facts = report["facts"]
+    assert "batch" in report["what"]
+    assert facts["parameters, ours"] == facts["parameters, diffusers"] > 0
+    for what in ("outputs", "gradients"):
+        assert float(facts[f"largest difference of the {what}, relative"]) < 1e-4
 
 
 def test_growth_is_fitted_by_a_power():

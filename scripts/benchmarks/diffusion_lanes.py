@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from benchmarks.data import MemoryData
 from benchmarks.diffusion_pair import STEPS, Pair, relative
-from benchmarks.gans import Ticking, fit_lane
+from benchmarks.gans import TickingOnly, fit_lane
 from benchmarks.timing import Options, Seconds, Stopwatch, timed
 from lightning_gen.diffusion import DDIM, DiscreteVP, Trailing
 from lightning_gen.diffusion.module import Diffusion
@@ -20,15 +20,8 @@ ADAMW: dict[str, Any] = {"lr": 1e-4, "betas": (0.95, 0.999), "weight_decay": 1e-
 CLIP = 1.0
 
 
-class TickingDiffusion(Ticking, Diffusion):
-    """Our module, timed; the step whose start ends the time is not taken."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Tick, and train."""
-        if self._ticks < self.warmup + self.count:
-            super().training_step(batch, batch_idx)
-        else:
-            self.seconds = self.watch.stop(self.count)
+class TickingDiffusion(TickingOnly, Diffusion):
+    """Our module, timed."""
 
 
 def optimizer(parameters: Any) -> DiffusionAdamW:
