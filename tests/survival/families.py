@@ -136,6 +136,42 @@ def mean_flow(**arguments: Any) -> dict[str, Any]:
     return part("Diffusion", **(settings | scheduled() | arguments))
 
 
+def vqgan(**arguments: Any) -> dict[str, Any]:
+    """Write a VQGAN: an averaged codebook with restarts and stages left out at random, batch norm in D, two rates."""
+    sizes = {"image_shape": SHAPE, "channels": 8, "factor": 2, "blocks": 1, "block_channels": 4}
+    codes = part(
+        "ResidualQuantizer",
+        channels=4,
+        codebook_size=16,
+        num_quantizers=2,
+        ema_decay=0.9,
+        restart_below=0.3,
+        dropout=0.5,
+    )
+    settings = {
+        "encoder": part("VQVAEEncoder", out_channels=4, **sizes),
+        "decoder": part("VQVAEDecoder", in_channels=4, **sizes),
+        "bottleneck": codes,
+        "perceptual": "laplacian",
+        "discriminator": part("PatchDiscriminator", image_shape=SHAPE, channels=4, n_layers=1),
+        "discriminator_start": 5,
+        "scheduler_d": part("WarmUp", iterations=10),
+        "accumulate": 2,
+        "ema_half_lives": [200],
+    }
+    return part("Autoencoder", **(settings | scheduled() | arguments))
+
+
+def tarflow(**arguments: Any) -> dict[str, Any]:
+    """Write a normalizing flow with classes that are left out at random."""
+    settings = {
+        "net": part("TarFlow", image_shape=SHAPE, patch_size=2, width=8, blocks=2, layers=1, heads=2, num_classes=10),
+        "guidance": 1.5,
+        "ema_half_lives": [200],
+    }
+    return part("NormalizingFlow", **(settings | scheduled() | arguments))
+
+
 # name: the model, and batches of an iteration
 FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
     "gan": (gan(), 1),
@@ -144,4 +180,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
     "flow": (flow(), 1),
     "consistency": (consistency(), 1),
     "mean_flow": (mean_flow(), 1),
+    "vqgan": (vqgan(), 2),
+    "tarflow": (tarflow(), 1),
 }
