@@ -33,6 +33,7 @@ from lightning_gen.autoencoder.adaptive import adaptive_weight
 from lightning_gen.autoencoder.bottlenecks import Bottleneck
 from lightning_gen.autoencoder.net import AutoencoderNet
 from lightning_gen.autoencoder.perceptual import PerceptualLoss, PerceptualName, perceptual_loss
+from lightning_gen.autoencoder.quantizers.codebook import Codebook
 from lightning_gen.ema import Averages
 from lightning_gen.errors import choose
 from lightning_gen.gan.losses import AdversarialLoss, LossName, adversarial_loss
@@ -211,8 +212,18 @@ class Autoencoder(GenerativeModule):
     # ------------------------------------------------------------------ training
 
     def setup(self, stage: str) -> None:
-        """Compile."""
+        """Refuse half-precision averages of codes, and compile."""
         super().setup(stage)
+        if (
+            stage == "fit"
+            and str(self.trainer.precision) in ("bf16-true", "16-true")
+            and self._codebooks(averaged=True)
+        ):
+            raise MisconfigurationException(
+                f"Moving averages of codes are lost in {self.trainer.precision}, where a step is smaller than a digit:"
+                " use precision='bf16-mixed' (--trainer.precision bf16-mixed), or codes that learn by gradients"
+                " (ema_decay: null)."
+            )
         if stage == "fit" and self.compile_network:
             self.net.encoder.compile()
             self.net.decoder.compile()
@@ -221,11 +232,19 @@ class Autoencoder(GenerativeModule):
         """Refuse to be sharded where the network is compiled, or a gradient is taken in the middle of a step."""
         if self.compile_network:
             raise MisconfigurationException(COMPILED.format("compile_network"))
+        if any(codebook.restart_below for codebook in self._codebooks(averaged=False)):
+            raise MisconfigurationException(
+                "Codes that learn by gradients are not restarted where they are sharded: set restart_below to 0, or let"
+                " them be moving averages (ema_decay: 0.99)."
+            )
         if self.discriminator is not None and self.adaptive:
             raise MisconfigurationException(
                 "The adaptive weight takes a gradient within a forward pass, which sharded networks do not permit: set"
                 " adaptive=false (--model.adaptive false), or use strategy='ddp' (--trainer.strategy ddp)."
             )
+
+    def _codebooks(self, averaged: bool) -> list[Codebook]:
+        return [part for part in self.net.modules() if isinstance(part, Codebook) and part.averaged == averaged]
 
     @property
     def listens(self) -> bool:

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 from tiny import SHAPE, TinyData, TinyDiscriminator, TinyImageDecoder, TinyImageEncoder, same, tiny_autoencoder, trainer
 from tiny import weights as state_of
 from torch.nn import functional as F
 
-from lightning_gen.autoencoder import GaussianBottleneck
+from lightning_gen.autoencoder import GaussianBottleneck, VectorQuantizer
 from lightning_gen.autoencoder.module import Autoencoder
 from lightning_gen.errors import RunError
 from lightning_gen.images import from_uint8
@@ -204,6 +205,26 @@ def test_a_log_variance_that_is_nan(tmp_path, policy):
 def test_what_does_not_fit_is_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_averages_of_codes_are_not_kept_in_half_precision(tmp_path):
+    module = tiny_autoencoder(VectorQuantizer(3, 8, ema_decay=0.9))
+    with pytest.raises(MisconfigurationException, match="lost in bf16-true"):
+        fit(module, tmp_path, 1, precision="bf16-true")
+    fit(tiny_autoencoder(VectorQuantizer(3, 8, ema_decay=0.9)), tmp_path, 1, precision="bf16-mixed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"bottleneck": VectorQuantizer(3, 8, restart_below=0.1)}, "not restarted where they are sharded"),
+        ({"adversarial": True}, "adaptive=false"),
+        ({"compile_network": True}, "compile_network"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(arguments, match):
+    with pytest.raises(MisconfigurationException, match=match):
+        tiny_autoencoder(**arguments).check_sharding()
 
 
 def test_images_of_another_size_and_shape():
