@@ -59,6 +59,7 @@ FLOORS = [
         "diffusion.module",
         "diffusion.drawing",
         "autoencoder.module",
+        "autoencoder.coding",
         "autoencoder.vae",
         "flow.module",
         "callbacks",
