@@ -10,7 +10,7 @@ one is
 References:
     Density estimation using Real NVP
     https://arxiv.org/abs/1605.08803
-    Normalizing Flows are Capable Generative Models (section 2.5: denoising)
+    Normalizing Flows are Capable Generative Models (denoising)
     https://arxiv.org/abs/2412.06329
     Tweedie's Formula and Selection Bias
     https://doi.org/10.1198/jasa.2011.tm11181

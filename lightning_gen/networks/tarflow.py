@@ -22,7 +22,7 @@ predictions in the way back by
 :math:`\mu^-` being told the class "none", or having its attention smoothed by a temperature above 1, or both.
 
 References:
-    Normalizing Flows are Capable Generative Models (equations 4 to 6; section 2.6: guidance)
+    Normalizing Flows are Capable Generative Models (TarFlow; guidance annealed over the patches)
     https://arxiv.org/abs/2412.06329
     Masked Autoregressive Flow for Density Estimation
     https://arxiv.org/abs/1705.07057
