@@ -91,10 +91,17 @@ class FiniteGradients:
 
 
 class LossesOfABatch(Protocol):
-    """What is looked at: a loss and a time for each sample, `(B,)`."""
+    """What is looked at: a loss for each sample, `(B,)`, and a time, where there are times."""
 
-    total: Tensor
-    t: Tensor
+    @property
+    def total(self) -> Tensor:
+        """The losses."""
+        ...
+
+    @property
+    def t(self) -> Tensor | None:
+        """The times."""
+        ...
 
 
 class NonFiniteLoss:
@@ -128,12 +135,11 @@ class NonFiniteLoss:
 
     def _message(self, bad: Tensor, losses: LossesOfABatch, iteration: int) -> str:
         rows = bad.nonzero().flatten().tolist()
-        where = (
-            f"samples {rows[:_SHOWN]}{' ...' if len(rows) > _SHOWN else ''} of the batch, at t ="
-            f" {[round(float(losses.t[row]), 4) for row in rows[:_SHOWN]]}"
-            if rows
-            else "the batch of another process"
-        )
+        where = "the batch of another process"
+        if rows:
+            where = f"samples {rows[:_SHOWN]}{' ...' if len(rows) > _SHOWN else ''} of the batch"
+            if losses.t is not None:
+                where += f", at t = {[round(float(losses.t[row]), 4) for row in rows[:_SHOWN]]}"
         return (
             f"The loss of iteration {iteration} is NaN or infinite ({where}). No weight has been moved by it, and the"
             f" checkpoints are those of before. {ADVICE}"

@@ -49,6 +49,7 @@ FLOORS = [
         "diffusion.drawing",
         "autoencoder.module",
         "autoencoder.vae",
+        "autoencoder.drawing",
         "flow.module",
         "callbacks",
         "interop",

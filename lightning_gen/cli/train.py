@@ -17,7 +17,18 @@ from lightning_gen.cli.lightning_cli import GenerativeCLI
 from lightning_gen.quiet import quiet_lightning
 
 # imported, so that their classes are known by their bare names
-PARTS = ("gan.module", "gan", "diffusion.module", "diffusion", "networks", "data", "callbacks", "optimizers")
+PARTS = (
+    "gan.module",
+    "gan",
+    "diffusion.module",
+    "diffusion",
+    "autoencoder.vae",
+    "autoencoder",
+    "networks",
+    "data",
+    "callbacks",
+    "optimizers",
+)
 
 
 def run(command: str, args: list[str]) -> int:

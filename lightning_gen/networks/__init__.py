@@ -10,6 +10,9 @@ from lightning_gen.networks.conditioning import (
 from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.denoiser import Condition, DenoisingNetwork
 from lightning_gen.networks.dit import DiT
+from lightning_gen.networks.latent import LatentDecoder, LatentEncoder
+from lightning_gen.networks.latent_conv import ConvDecoder, ConvEncoder
+from lightning_gen.networks.latent_mlp import MLPDecoder, MLPEncoder
 from lightning_gen.networks.lenet import LeNetDiscriminator
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.normalization import make_norm, mixes_samples, spectral_normalize
@@ -20,6 +23,8 @@ __all__ = [
     "AuxiliaryHead",
     "Condition",
     "ConditionalBatchNorm2d",
+    "ConvDecoder",
+    "ConvEncoder",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DenoisingNetwork",
@@ -27,9 +32,13 @@ __all__ = [
     "Discriminator",
     "DiscriminatorOutput",
     "Generator",
+    "LatentDecoder",
+    "LatentEncoder",
     "LeNetDiscriminator",
     "LogitHead",
+    "MLPDecoder",
     "MLPDiscriminator",
+    "MLPEncoder",
     "MLPGenerator",
     "ProjectionHead",
     "ResNetDiscriminator",
