@@ -5,8 +5,18 @@ import math
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from tiny import TinyData, tiny_diffusion, tiny_gan, trainer, weights
+from tiny import TinyData, tiny_diffusion, tiny_gan, tiny_vae, trainer, weights
 
+from lightning_gen.autoencoder import (
+    ELBO,
+    IWAE,
+    BetaTC,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    Gaussian,
+    InfoVAE,
+    VampPrior,
+)
 from lightning_gen.diffusion import (
     EDM,
     VE,
@@ -72,6 +82,17 @@ MODULES = {
         None,
     ),
     "diffusion, accumulated": (lambda: tiny_diffusion(accumulate=2, gradient_clip_val=1.0), None),
+    "vae": (lambda: tiny_vae(), None),
+    "vae, averaged": (lambda: tiny_vae(ema_half_lives=[50], binarize="dynamic"), None),
+    "vae, conditional": (lambda: tiny_vae(num_classes=4, binarize="static", accumulate=2, gradient_clip_val=1.0), 4),
+    "vae, iwae": (lambda: tiny_vae(objective=IWAE(3), likelihood=DiscretizedLogistic()), None),
+    "vae, beta-tc": (lambda: tiny_vae(objective=BetaTC(), likelihood=Gaussian(0.5, "scalar")), None),
+    "vae, info": (lambda: tiny_vae(objective=InfoVAE(), likelihood=Gaussian(0.5, "pixel")), None),
+    "vae, vamp": (lambda: tiny_vae(prior=VampPrior(3, 5), likelihood=DiscretizedLogisticMixture(2)), None),
+    "vae, ladder": (
+        lambda: tiny_vae(ladder=([3, 2], [8, 6], "tanh"), objective=ELBO(free_bits=0.1, free_bits_of="layer")),
+        None,
+    ),
     "gan, accumulated": (lambda: tiny_gan(loss="least_squares", accumulate=2, gradient_clip_val=1.0), None),
 }
 

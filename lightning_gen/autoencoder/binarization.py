@@ -3,9 +3,9 @@ r"""Gray images as black and white ones: each pixel is white with its brightness
 Dynamically, every look at an image is another draw. Statically an image is drawn once for all: whether pixel j is
 white is decided by a hash of (the image, j),
 
-.. math:: h_j(x) < x_j / 255, \qquad h_j(x) = H\big(\textstyle\sum_i H(x_i, i), j\big) \in [0, 1),
+.. math:: h_j(x) < x_j / 255, \qquad h_j(x) = H\big(H(j) + \textstyle\sum_i x_i H(i)\big) / 2^{64},
 
-H being the finalizer of SplitMix64. So the same image is the same black and white one in every epoch, on every process
+H being the finalizer of SplitMix64 and all sums modulo 2 ** 64. So the same image is the same black and white one in every epoch, on every process
 and device, in any order. The published split of binarized MNIST is another draw of the same distribution: results on
 the two differ by the chance of the draw.
 
@@ -39,11 +39,10 @@ def dynamic_binary(images: Tensor, stream: RandomStream) -> Tensor:
 
 def static_binary(images: Tensor) -> Tensor:
     """Return the black and white images, -1 or 1, that belong to gray ones `(B, ...)`, bytes / 127.5 - 1."""
-    bytes_ = (images.double() if images.device.type != "mps" else images.float()).add(1).mul(127.5).round().long()
-    flat = bytes_.flatten(1)
-    place = torch.arange(flat.shape[1], device=flat.device)
-    of_image = _hashed(flat + 256 * place).sum(1, keepdim=True)
-    drawn = _shifted(_hashed(of_image + _hashed(place)), 40)
+    flat = images.flatten(1).float().add(1).mul(127.5).round().long()
+    of_place = _hashed(torch.arange(flat.shape[1], device=flat.device))
+    of_image = (flat * of_place).sum(1, keepdim=True)
+    drawn = _shifted(_hashed(of_image + of_place), 40)
     # in whole numbers: 24 bits of the hash against the byte, so that 0 is never white and 255 always
     return _signs((drawn * 255 < flat * 2**24).view_as(images), images)
 
@@ -53,12 +52,12 @@ def _signs(white: Tensor, like: Tensor) -> Tensor:
 
 
 def _hashed(numbers: Tensor) -> Tensor:
-    numbers = (numbers + 1) * _STEP
-    numbers = (numbers ^ _shifted(numbers, 30)) * _FIRST
-    numbers = (numbers ^ _shifted(numbers, 27)) * _SECOND
-    return numbers ^ _shifted(numbers, 31)
+    numbers = (numbers + 1).mul_(_STEP)
+    numbers = numbers.bitwise_xor_(_shifted(numbers, 30)).mul_(_FIRST)
+    numbers = numbers.bitwise_xor_(_shifted(numbers, 27)).mul_(_SECOND)
+    return numbers.bitwise_xor_(_shifted(numbers, 31))
 
 
 def _shifted(numbers: Tensor, by: int) -> Tensor:
     """Shift to the right, zeros coming in: torch's own shift repeats the sign."""
-    return (numbers >> by) & ((1 << (64 - by)) - 1)
+    return (numbers >> by).bitwise_and_((1 << (64 - by)) - 1)

@@ -119,7 +119,8 @@ class DiscretizedLogisticMixture(Likelihood):
             for coefficient, before in zip(of, expected, strict=False):
                 mean = mean + coefficient * before
             expected.append(mean.clamp(-1, 1))
-        return (torch.softmax(logits, dim=-3).unsqueeze(-4) * torch.stack(expected, dim=-4)).sum(-3)
+        mixed = (torch.softmax(logits, dim=-3).unsqueeze(-4) * torch.stack(expected, dim=-4)).sum(-3)
+        return mixed.clamp(-1, 1)  # weights may add up to a little more than 1
 
     def sample(self, params: Tensor, stream: RandomStream) -> Tensor:
         """Draw images of the levels, channel after channel."""
