@@ -5,9 +5,9 @@ white is decided by a hash of (the image, j),
 
 .. math:: h_j(x) < x_j / 255, \qquad h_j(x) = H\big(H(j) + \textstyle\sum_i x_i H(i)\big) / 2^{64},
 
-H being the finalizer of SplitMix64 and all sums modulo 2 ** 64. So the same image is the same black and white one in every epoch, on every process
-and device, in any order. The published split of binarized MNIST is another draw of the same distribution: results on
-the two differ by the chance of the draw.
+H being the finalizer of SplitMix64 and all sums modulo 2 ** 64. So the same image is the same black and white one in
+every epoch, on every process and device, in any order. The published split of binarized MNIST is another draw of the
+same distribution: results on the two differ by the chance of the draw.
 
 References:
     On the quantitative analysis of deep belief networks (binarized MNIST)

@@ -79,7 +79,9 @@ class Ladder(LatentModel):
         """Return the prior of a layer, told by the latents above `(..., D)`; the top's is the standard normal."""
         if above is None:
             return DiagonalGaussian(torch.zeros_like(like), torch.zeros_like(like))
-        mean, logvar = wide(self.down[layer](above)).chunk(2, dim=-1)
+        # latents are as wide as the noise, weights may be of half precision
+        told: Tensor = self.down[layer](above.to(next(self.down.parameters()).dtype))
+        mean, logvar = wide(told).chunk(2, dim=-1)
         # eight deviations' worth either way, so that a layer nobody uses cannot run off
         return DiagonalGaussian(mean, logvar.clamp(-16, 16))
 
