@@ -22,6 +22,10 @@ WIDTHS = {
     "ResNetGenerator": {"channels": 4},
     "ResNetDiscriminator": {"channels": 4},
     "UNet": {"channels": 8, "blocks": 1, "head_dim": None},
+    "MLPEncoder": {"hidden": [8]},
+    "MLPDecoder": {"hidden": [8]},
+    "ConvEncoder": {"channels": 2, "hidden": 8},
+    "ConvDecoder": {"channels": 2, "hidden": 8},
 }
 
 
@@ -73,7 +77,7 @@ def test_its_head_says_what_it_is(name):
 def test_it_runs(name, config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = config["model"]["init_args"]
-    networks = [model[name] for name in ("generator", "discriminator", "net") if name in model]
+    networks = [model[name] for name in ("generator", "discriminator", "net", "encoder", "decoder") if name in model]
     for network in networks:
         network["init_args"] |= WIDTHS[network["class_path"]]
     if model.get("init_weights"):
