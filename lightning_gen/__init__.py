@@ -29,12 +29,14 @@ _PUBLIC = {
     "RunCSVLogger": "loggers",
     "SampleGrid": "callbacks",
     "ShardsDataModule": "data",
+    "VAE": "autoencoder.vae",
     "load_checkpoint": "checkpoints",
     "load_data": "data",
     "load_module": "checkpoints",
 }
 
 if TYPE_CHECKING:
+    from lightning_gen.autoencoder.vae import VAE
     from lightning_gen.callbacks import Fidelity, SampleGrid
     from lightning_gen.checkpoints import CheckpointError, load_checkpoint, load_module
     from lightning_gen.data import (
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EMA",
     "GAN",
+    "VAE",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "CheckpointError",

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 # a process is forked from one that has loaded these, and computed nothing
-LOADED = ["gan.module", "diffusion.module", "data", "callbacks", "networks", "metrics", "optimizers"]
+LOADED = ["gan.module", "diffusion.module", "autoencoder.vae", "data", "callbacks", "networks", "metrics", "optimizers"]
 mp.get_context("forkserver").set_forkserver_preload(
     [*(f"lightning_gen.{name}" for name in LOADED), "lightning.pytorch.strategies.ddp", "torch.distributed.fsdp"]
 )

@@ -30,6 +30,10 @@ WIDTHS = {
     "ConvolutionalEncoder": {"channels": 8, "norm_groups": 4},
     "ConvolutionalDecoder": {"channels": 8, "norm_groups": 4},
     "PatchDiscriminator": {"channels": 8},
+    "MLPEncoder": {"hidden": [8]},
+    "MLPDecoder": {"hidden": [8]},
+    "ConvEncoder": {"channels": 2, "hidden": 8},
+    "ConvDecoder": {"channels": 2, "hidden": 8},
 }
 
 

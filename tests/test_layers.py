@@ -61,6 +61,7 @@ FLOORS = [
         "autoencoder.module",
         "autoencoder.coding",
         "autoencoder.vae",
+        "autoencoder.drawing",
         "flow.module",
         "callbacks",
         "interop",

@@ -12,10 +12,21 @@ from tiny import (
     tiny_flow,
     tiny_gan,
     tiny_latent_diffusion,
+    tiny_vae,
     trainer,
     weights,
 )
 
+from lightning_gen.autoencoder import (
+    ELBO,
+    IWAE,
+    BetaTC,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    Gaussian,
+    InfoVAE,
+    VampPrior,
+)
 from lightning_gen.diffusion import (
     EDM,
     VE,
@@ -91,6 +102,17 @@ MODULES = {
     "flow": (lambda: tiny_flow(ema_half_lives=[50]), None),
     "flow, conditional": (lambda: tiny_flow(num_classes=4, guidance=1.5), 4),
     "flow, noisy": (lambda: tiny_flow(noise_std=0.1, accumulate=2, gradient_clip_val=1.0), None),
+    "vae": (lambda: tiny_vae(), None),
+    "vae, averaged": (lambda: tiny_vae(ema_half_lives=[50], binarize="dynamic"), None),
+    "vae, conditional": (lambda: tiny_vae(num_classes=4, binarize="static", accumulate=2, gradient_clip_val=1.0), 4),
+    "vae, iwae": (lambda: tiny_vae(objective=IWAE(3), likelihood=DiscretizedLogistic()), None),
+    "vae, beta-tc": (lambda: tiny_vae(objective=BetaTC(), likelihood=Gaussian(0.5, "scalar")), None),
+    "vae, info": (lambda: tiny_vae(objective=InfoVAE(), likelihood=Gaussian(0.5, "pixel")), None),
+    "vae, vamp": (lambda: tiny_vae(prior=VampPrior(3, 5), likelihood=DiscretizedLogisticMixture(2)), None),
+    "vae, ladder": (
+        lambda: tiny_vae(ladder=([3, 2], [8, 6], "tanh"), objective=ELBO(free_bits=0.1, free_bits_of="layer")),
+        None,
+    ),
     "gan, accumulated": (lambda: tiny_gan(loss="least_squares", accumulate=2, gradient_clip_val=1.0), None),
 }
 

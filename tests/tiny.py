@@ -11,6 +11,7 @@ from lightning_gen.gan.module import GAN
 from lightning_gen.networks.autoencoding import ImageDecoder, ImageEncoder
 from lightning_gen.networks.base import Discriminator, Generator
 from lightning_gen.networks.denoiser import DenoisingNetwork
+from lightning_gen.networks.latent_mlp import MLPDecoder, MLPEncoder
 
 SHAPE = (1, 4, 4)
 
@@ -216,3 +217,15 @@ def tiny_flow(num_classes=None, seed=0, cls=None, net=None, **arguments):
     torch.manual_seed(seed)
     sizes = {"image_shape": SHAPE, "patch_size": 2, "width": 8, "blocks": 2, "layers": 1, "heads": 2}
     return (cls or NormalizingFlow)(TarFlow(**(sizes | {"num_classes": num_classes} | (net or {}))), **arguments)
+
+
+def tiny_vae(num_classes=None, seed=0, cls=None, **arguments):
+    from lightning_gen.autoencoder.ladder import Ladder
+    from lightning_gen.autoencoder.vae import VAE
+
+    torch.manual_seed(seed)
+    networks = [kind([8], SHAPE, num_classes, "tanh") for kind in (MLPEncoder, MLPDecoder)]
+    if "ladder" in arguments:
+        arguments["ladder"] = Ladder(*arguments["ladder"])
+    latent_dim = None if "ladder" in arguments else 3
+    return (cls or VAE)(*networks, **({"latent_dim": latent_dim, "test_samples": 4} | arguments))

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from lightning_gen.autoencoder.adaptive import adaptive_weight
 from lightning_gen.autoencoder.bottlenecks import Bottleneck
+from lightning_gen.autoencoder.coding import ImageCoder
 from lightning_gen.autoencoder.net import AutoencoderNet
 from lightning_gen.autoencoder.perceptual import PerceptualLoss, PerceptualName, perceptual_loss
 from lightning_gen.autoencoder.quantizers.codebook import Codebook

@@ -18,8 +18,8 @@ from lightning_gen.quiet import quiet_lightning
 
 # imported, so that their classes are known by their bare names
 FAMILIES = ("gan", "autoencoder", "diffusion", "flow")
-PARTS = (*(f"{family}.module" for family in FAMILIES), *FAMILIES, "codec", "networks", "data", "callbacks")
-PARTS += ("optimizers", "background")
+MODULES = (*(f"{family}.module" for family in FAMILIES), "autoencoder.vae")
+PARTS = (*MODULES, *FAMILIES, "codec", "networks", "data", "callbacks", "optimizers", "background")
 
 
 def run(command: str, args: list[str]) -> int:

@@ -13,6 +13,9 @@ from lightning_gen.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lightning_gen.networks.denoiser import Condition, DenoisingNetwork
 from lightning_gen.networks.dit import DiT
 from lightning_gen.networks.flow import FlowNetwork
+from lightning_gen.networks.latent import LatentDecoder, LatentEncoder
+from lightning_gen.networks.latent_conv import ConvDecoder, ConvEncoder
+from lightning_gen.networks.latent_mlp import MLPDecoder, MLPEncoder
 from lightning_gen.networks.lenet import LeNetDiscriminator
 from lightning_gen.networks.mlp import MLPDiscriminator, MLPGenerator
 from lightning_gen.networks.normalization import make_norm, mixes_samples, spectral_normalize
@@ -26,6 +29,8 @@ __all__ = [
     "AuxiliaryHead",
     "Condition",
     "ConditionalBatchNorm2d",
+    "ConvDecoder",
+    "ConvEncoder",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
     "DCGANDiscriminator",
@@ -38,10 +43,14 @@ __all__ = [
     "Generator",
     "ImageDecoder",
     "ImageEncoder",
+    "LatentDecoder",
+    "LatentEncoder",
     "LatentNetwork",
     "LeNetDiscriminator",
     "LogitHead",
+    "MLPDecoder",
     "MLPDiscriminator",
+    "MLPEncoder",
     "MLPGenerator",
     "PatchDiscriminator",
     "ProjectionHead",

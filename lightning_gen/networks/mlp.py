@@ -20,7 +20,7 @@ from lightning_gen.networks.base import Discriminator, Generator, positive
 from lightning_gen.networks.conditioning import LogitHead, concat_label
 from lightning_gen.networks.normalization import spectral_normalize
 
-Activation: TypeAlias = Literal["leaky_relu", "relu", "gelu", "silu"]
+Activation: TypeAlias = Literal["leaky_relu", "relu", "gelu", "silu", "tanh"]
 
 
 def make_activation(name: Activation) -> nn.Module:
@@ -34,18 +34,32 @@ def make_activation(name: Activation) -> nn.Module:
         "relu": nn.ReLU(),
         "gelu": nn.GELU(),
         "silu": nn.SiLU(),
+        "tanh": nn.Tanh(),
     }
     return choose("activation", name, activations)
 
 
-def _hidden_layers(
+def hidden_layers(
     net: nn.Module,
     inputs: int,
     hidden: Sequence[int],
     activation: Activation,
-    batch_norm: bool,
-    dropout: float,
+    batch_norm: bool = False,
+    dropout: float = 0.0,
 ) -> list[nn.Module]:
+    """Make fully connected layers, each with what follows it.
+
+    Args:
+        net: the network that they are of, for the messages.
+        inputs: length of the vectors that the first one takes.
+        hidden: units of each.
+        activation: behind each.
+        batch_norm: whether each is followed by a batch norm.
+        dropout: probability with which a unit is dropped, in [0, 1).
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
     if not 0 <= dropout < 1:
         raise ValueError(f"{type(net).__name__} takes a dropout in [0, 1), not {dropout}.")
     layers: list[nn.Module] = []
@@ -90,7 +104,7 @@ class MLPGenerator(Generator):
         super().__init__(latent_dim, image_shape, num_classes)
         inputs = latent_dim + (num_classes or 0)
         self.layers = nn.Sequential(
-            *_hidden_layers(self, inputs, hidden, activation, batch_norm, dropout),
+            *hidden_layers(self, inputs, hidden, activation, batch_norm, dropout),
             nn.Linear(hidden[-1] if hidden else inputs, math.prod(self.image_shape)),
         )
 
@@ -128,7 +142,7 @@ class MLPDiscriminator(Discriminator):
     ) -> None:
         super().__init__(image_shape, num_classes)
         inputs = math.prod(self.image_shape) + (num_classes or 0)
-        self.layers = nn.Sequential(*_hidden_layers(self, inputs, hidden, activation, False, dropout))
+        self.layers = nn.Sequential(*hidden_layers(self, inputs, hidden, activation, False, dropout))
         self.head = LogitHead(hidden[-1] if hidden else inputs)
         if spectral_norm:
             spectral_normalize(self)

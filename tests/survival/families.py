@@ -172,6 +172,20 @@ def tarflow(**arguments: Any) -> dict[str, Any]:
     return part("NormalizingFlow", **(settings | scheduled() | arguments))
 
 
+def vae(**arguments: Any) -> dict[str, Any]:
+    """Write a conditional variational autoencoder that draws binary images and latents, with a warm-up and averages."""
+    networks = {"image_shape": SHAPE, "num_classes": 10, "hidden": [16]}
+    settings = {
+        "encoder": part("MLPEncoder", **networks),
+        "decoder": part("MLPDecoder", **networks),
+        "latent_dim": 4,
+        "objective": part("ELBO", warmup=200),
+        "binarize": "dynamic",
+        "ema_half_lives": [200],
+    }
+    return part("VAE", **(settings | scheduled() | arguments))
+
+
 # name: the model, and batches of an iteration
 FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
     "gan": (gan(), 1),
@@ -182,4 +196,5 @@ FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
     "mean_flow": (mean_flow(), 1),
     "vqgan": (vqgan(), 2),
     "tarflow": (tarflow(), 1),
+    "vae": (vae(), 1),
 }
