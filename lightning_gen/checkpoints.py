@@ -45,6 +45,7 @@ __all__ = [
     "peek",
     "rebuild_data",
     "rebuild_module",
+    "without_training",
 ]
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -86,6 +87,12 @@ def rebuild_module(checkpoint: dict[str, Any], path: str | Path) -> GenerativeMo
             f"The weights in {path} do not fit the model that it describes{_versions(checkpoint)}: {error}"
         ) from error
     return module.eval()
+
+
+def without_training(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds of the model and its data, without a trainer's state."""
+    training = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
+    return {key: value for key, value in checkpoint.items() if key not in training}
 
 
 def rebuild_data(checkpoint: dict[str, Any], path: str | Path) -> LightningDataModule | None:

@@ -61,6 +61,8 @@ FLOORS = [
         "autoencoder.module",
         "autoencoder.coding",
         "autoencoder.vae",
+        "autoencoder.sampling_prior",
+        "autoencoder.variational_coder",
         "autoencoder.drawing",
         "flow.module",
         "callbacks",

@@ -25,8 +25,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_gen.autoencoder.gathering import gathered
 from lightning_gen.autoencoder.gaussian import DiagonalGaussian
+from lightning_gen.autoencoder.joined import gathered
 from lightning_gen.autoencoder.latents import GaussianLatents, LatentModel
 from lightning_gen.autoencoder.objectives import Setting, Terms, VariationalLosses, VariationalObjective
 from lightning_gen.errors import choose

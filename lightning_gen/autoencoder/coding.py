@@ -80,12 +80,12 @@ class ImageCoder(GenerativeModule, ABC):
             return net(images).image.clamp(-1, 1)  # type: ignore[no-any-return]
 
     def interpolate(self, first: Tensor, second: Tensor, steps: int = 8, *, weights: str | None = None) -> Tensor:
-        """Decode what lies between the latents of images `(B, C, H, W)`: `(steps, B, C, H, W)`, both ends included."""
+        """Decode what lies between the latents of images `(B, C, H, W)`: `(B, steps, C, H, W)`, both ends included."""
         if steps < 2:
             raise ValueError(f"An interpolation has 2 steps or more, its ends; given was {steps}.")
         a, b = self.encode(first, weights=weights), self.encode(second, weights=weights)
         shares = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)
-        return torch.stack([self.decode(torch.lerp(a, b, share), weights=weights) for share in shares])
+        return torch.stack([self.decode(torch.lerp(a, b, share), weights=weights) for share in shares], dim=1)
 
     def latent_network(self, weights: str | None = None) -> tuple[AutoencoderNet, dict[str, Any] | None]:
         """Return what a codec is made of; see `codec.HasLatents`."""

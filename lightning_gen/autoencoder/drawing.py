@@ -1,4 +1,4 @@
-r"""What a trained variational autoencoder does: it draws images, encodes and decodes them, and tells their likelihood.
+r"""What a trained variational autoencoder draws, and the likelihood that it tells of images.
 
 The log-likelihood is estimated by importance sampling,
 
@@ -10,14 +10,11 @@ which on average is below it, the less so the more draws there are.
 References:
     Importance Weighted Autoencoders
     https://arxiv.org/abs/1509.00519
-    Sampling Generative Networks (spherical interpolation)
-    https://arxiv.org/abs/1609.04468
 """
 
 import math
 from abc import ABC
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias, cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,50 +23,28 @@ from lightning_gen.autoencoder.binarization import Binarization, dynamic_binary,
 from lightning_gen.autoencoder.objectives import checked_samples, log_mean_exp
 from lightning_gen.autoencoder.priors import Prior
 from lightning_gen.autoencoder.vae_net import VAENet
-from lightning_gen.ema import Averages
-from lightning_gen.errors import choose
-from lightning_gen.labels import ClassPrior
-from lightning_gen.module import GenerativeModule
-from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams
+from lightning_gen.autoencoder.variational_coder import Classes, VariationalCoder
+from lightning_gen.seeding import RandomStream, SampleStreams
 from lightning_gen.stepping import evaluating
 
-Classes: TypeAlias = int | Sequence[int] | Tensor
 # images decoded at once where a likelihood takes many draws
 _AT_ONCE = 4096
 
 
-class VariationalSampler(GenerativeModule, ABC):
+class VariationalSampler(VariationalCoder, ABC):
     """The networks of a variational autoencoder and all that drawing by them takes; see `VAE`, which trains them.
 
     Attributes:
-        net: the networks.
-        net_ema: averages of their weights.
-        class_prior: the classes of samples where none is asked for.
         sampling_prior: what latents of samples are drawn from, once it is fitted; None for the prior.
         sampling_prior_fitted: whether it is, kept in the checkpoint.
         binarize: how gray images become black and white ones; None where they stay.
         test_samples: draws K of the log-likelihood, where no number is given.
     """
 
-    net: VAENet
-    net_ema: Averages
-    class_prior: ClassPrior
     sampling_prior: Prior | None
     sampling_prior_fitted: Tensor
     binarize: Binarization | None
     test_samples: int
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape `(C, H, W)` of an image."""
-        return tuple(self.net.image_shape)
-
-    def weights_used(self, weights: str | None = None, **how: object) -> str:
-        """Name the weights that `sample(weights=...)` draws by."""
-        return self.net_ema.resolve(weights)
-
-    def _picked(self, weights: str | None) -> VAENet:
-        return cast(VAENet, self.net_ema.pick(self.net, weights))
 
     # ------------------------------------------------------------------ samples
 
@@ -109,132 +84,6 @@ class VariationalSampler(GenerativeModule, ABC):
         if temperature != 1:
             raise ValueError("A fitted sampling prior has no temperature: leave it at 1.")
         return self.sampling_prior.sample(stream)
-
-    # ------------------------------------------------------------------ latents
-
-    def _labels(self, cond: Classes | None, n: int) -> Tensor | None:
-        if self.num_classes is not None and cond is None:
-            raise ValueError(f"This model has {self.num_classes} classes: give those of the images as cond.")
-        return self.class_prior.labels(GeneratorStream(None, n, self.device), n, cond)
-
-    @torch.no_grad()
-    def encode(
-        self, images: Tensor, cond: Classes | None = None, *, seed: int | None = None, weights: str | None = None
-    ) -> Tensor:
-        """Map images to latents.
-
-        Args:
-            images: `(B, C, H, W)` in [-1, 1].
-            cond: their classes, of a conditional model.
-            seed: draw latents, those of image i as a function of (seed, i) alone; None for the means.
-            weights: as `sample` takes it.
-
-        Returns:
-            `(B, D, 1, 1)`.
-        """
-        net = self._picked(weights)
-        stream = None if seed is None else SampleStreams(seed, 0, len(images), self.device, self._kind(images))
-        with evaluating(net):
-            return net.encode(images, stream, self._labels(cond, len(images)))
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor, cond: Classes | None = None, *, weights: str | None = None) -> Tensor:
-        """Map latents `(B, D, 1, 1)` or `(B, D)` to the images expected, `(B, C, H, W)` in [-1, 1]."""
-        net = self._picked(weights)
-        with evaluating(net):
-            return net.decode(latents, self._labels(cond, len(latents)))
-
-    def reconstruct(self, images: Tensor, cond: Classes | None = None, *, weights: str | None = None) -> Tensor:
-        """Return the images expected of the means of images' latents, `(B, C, H, W)` in [-1, 1]."""
-        return self.decode(self.encode(images, cond, weights=weights), cond, weights=weights)
-
-    def interpolate(
-        self,
-        first: Tensor,
-        second: Tensor,
-        steps: int = 8,
-        cond: Classes | None = None,
-        *,
-        how: Literal["linear", "slerp"] = "linear",
-        weights: str | None = None,
-    ) -> Tensor:
-        """Return images on the way from one to another, both ends included.
-
-        Args:
-            first: images `(B, C, H, W)`, or latents `(B, D)` or `(B, D, 1, 1)`.
-            second: as many.
-            steps: images on the way, 2 or more.
-            cond: their classes, of a conditional model.
-            how: "linear", or "slerp" along a great circle, on which latents keep their length.
-            weights: as `sample` takes it.
-
-        Returns:
-            `(B, steps, C, H, W)` in [-1, 1].
-        """
-        ways: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"linear": torch.lerp, "slerp": slerp}
-        way = choose("way to interpolate", how, ways)
-        if steps < 2:
-            raise ValueError(f"An interpolation takes 2 or more steps; given was {steps}.")
-        ends = [self._as_latents(given, cond, weights) for given in (first, second)]
-        places = torch.linspace(0, 1, steps, device=ends[0].device, dtype=ends[0].dtype).view(1, -1, 1)
-        latents = way(ends[0].unsqueeze(1), ends[1].unsqueeze(1), places)
-        return self._decode_rows(latents, cond, weights)
-
-    def traverse(
-        self,
-        given: Tensor,
-        dims: Sequence[int] | None = None,
-        span: tuple[float, float] = (-3.0, 3.0),
-        steps: int = 7,
-        cond: Classes | None = None,
-        *,
-        weights: str | None = None,
-    ) -> Tensor:
-        """Return images whose latents differ in one dimension.
-
-        Args:
-            given: one image `(1, C, H, W)`, or latent `(1, D)` or `(1, D, 1, 1)`.
-            dims: the dimensions; None for all.
-            span: from where to where each goes.
-            steps: images a dimension.
-            cond: the class, of a conditional model.
-            weights: as `sample` takes it.
-
-        Returns:
-            `(len(dims), steps, C, H, W)` in [-1, 1].
-        """
-        latents = self._as_latents(given, cond, weights)
-        dims = range(latents.shape[1]) if dims is None else dims
-        if len(latents) != 1 or steps < 1 or not dims or not all(0 <= dim < latents.shape[1] for dim in dims):
-            raise ValueError(
-                f"A traversal takes one image or latent, 1 or more steps and dimensions of 0 to {latents.shape[1] - 1};"
-                f" given were {len(latents)}, {steps} and {list(dims)}."
-            )
-        rows = latents.unsqueeze(0).repeat(len(dims), steps, 1)
-        values = torch.linspace(*span, steps, device=latents.device, dtype=latents.dtype)
-        for row, dim in enumerate(dims):
-            rows[row, :, dim] = values
-        one = cond if cond is None or isinstance(cond, int) else torch.as_tensor(cond).flatten()[0].expand(len(dims))
-        return self._decode_rows(rows, one, weights)
-
-    def _as_latents(self, given: Tensor, cond: Classes | None, weights: str | None) -> Tensor:
-        if given.ndim == 4 and given.shape[1:] == self.sample_shape:
-            given = self.encode(given, cond, weights=weights)
-        if given.flatten(1).shape[1] != self.net.latent_shape[0]:
-            raise ValueError(
-                f"Given are images (B, {', '.join(map(str, self.sample_shape))}) or latents"
-                f" (B, {self.net.latent_shape[0]}), not {tuple(given.shape)}."
-            )
-        return given.flatten(1)
-
-    def _decode_rows(self, latents: Tensor, cond: Classes | None, weights: str | None) -> Tensor:
-        """Decode `(B, steps, D)`, all of a row by its class."""
-        rows, steps = latents.shape[:2]
-        label = self._labels(cond, rows)
-        if label is not None:
-            label = label.repeat_interleave(steps)
-        images = self.decode(latents.flatten(0, 1), label, weights=weights)
-        return images.view(rows, steps, *self.sample_shape)
 
     # ------------------------------------------------------------------ likelihood
 
@@ -295,10 +144,6 @@ class VariationalSampler(GenerativeModule, ABC):
         )
         return -nats / (images[0].numel() * math.log(2))
 
-    @staticmethod
-    def _kind(images: Tensor) -> torch.dtype:
-        return torch.promote_types(images.dtype, torch.float32)
-
 
 def importance_sampled(
     net: VAENet, images: Tensor, label: Tensor | None, stream: RandomStream, samples: int, chunk: int | None = None
@@ -316,15 +161,3 @@ def importance_sampled(
         kept.append(net.terms(features, images, net.noise(stream, drawn), label).log_weights)
         left -= drawn
     return log_mean_exp(torch.cat(kept))
-
-
-def slerp(first: Tensor, second: Tensor, places: Tensor) -> Tensor:
-    """Go from one vector `(..., D)` to another along a great circle; places from 0, the first, to 1."""
-    lengths = [vector.norm(dim=-1, keepdim=True) for vector in (first, second)]
-    cosine = (first * second).sum(-1, keepdim=True) / (lengths[0] * lengths[1]).clamp(min=1e-12)
-    angle = torch.acos(cosine.clamp(-1, 1))
-    # where there is no angle, or a straight one, there is no circle between the two
-    straight = angle.sin().abs() < 1e-6
-    sine = torch.where(straight, 1.0, angle.sin())
-    turned = (torch.sin((1 - places) * angle) * first + torch.sin(places * angle) * second) / sine
-    return torch.where(straight, torch.lerp(first, second, places), turned)

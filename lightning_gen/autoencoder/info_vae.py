@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_gen.autoencoder.gathering import gathered
+from lightning_gen.autoencoder.joined import gathered
 from lightning_gen.autoencoder.objectives import Setting, Terms, VariationalLosses, VariationalObjective
 
 

@@ -1,8 +1,10 @@
-"""Sums and means over the joined batch of all processes.
+"""Sums, means and rows of the joined batch of all processes.
 
 torch.distributed is asked at every call: a module is built before there are processes to speak of, and what it then
 believed it would believe to the end. Sample i of the joined batch lies on process i mod world.
 """
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +35,35 @@ def joined_mean(rows: Tensor) -> Tensor:
     mean = (total[:-1] / count).view_as(own)
     own = own * (size / count)
     return mean + (own - own.detach())
+
+
+class _Gather(torch.autograd.Function):
+    """Rows `(n, ...)` of each process to `(n world, ...)`; all of them have to call, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world()[1])]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        rank, size = world()
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[rank::size].contiguous()
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """Return the rows of the joined batch; every process calls it with as many rows `(n, ...)`.
+
+    The gradient of a row is that of the losses of all processes, summed: where gradients are then averaged over
+    processes, as DDP does, the result is the gradient of the mean of these losses.
+    """
+    if world()[1] == 1:
+        return rows
+    joined: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return joined
 
 
 def permutation(n: int, salt: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_gen.autoencoder.gathering import gathered
+from lightning_gen.autoencoder.joined import gathered
 from lightning_gen.autoencoder.latents import Inferred, LatentModel
 from lightning_gen.errors import choose
 from lightning_gen.seeding import RandomStream

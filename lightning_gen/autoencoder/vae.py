@@ -30,7 +30,7 @@ from torch import Tensor
 from lightning_gen.autoencoder.active_units import ActiveUnits, active_units
 from lightning_gen.autoencoder.binarization import Binarization
 from lightning_gen.autoencoder.drawing import VariationalSampler, importance_sampled
-from lightning_gen.autoencoder.gathering import gathered
+from lightning_gen.autoencoder.joined import gathered
 from lightning_gen.autoencoder.ladder import Ladder
 from lightning_gen.autoencoder.latents import GaussianLatents, LatentModel
 from lightning_gen.autoencoder.likelihoods import Bernoulli, Likelihood
@@ -135,6 +135,15 @@ class VAE(VariationalSampler):
         self._learned = 0  # images of this step so far, those of batches left out not counted
         self._data_size = 0
         self._units = ActiveUnits(latents.latent_dim)
+
+    def take_sampling_prior(self, prior: Prior) -> None:
+        """Let samples be drawn from another prior, once it is fitted; see `sampling_prior.fit_sampling_prior`.
+
+        Raises:
+            ValueError: where it is of latents of another length.
+        """
+        self.sampling_prior = _checked_sampling_prior(prior, self.net.latents)
+        self.sampling_prior_fitted.fill_(False)
 
     @property
     def skipped_batches(self) -> int:

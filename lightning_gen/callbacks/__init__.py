@@ -9,6 +9,7 @@ from lightning_gen.callbacks.progress import IterationBar
 from lightning_gen.callbacks.reconstruction import ReconstructionFidelity, ReconstructionGrid
 from lightning_gen.callbacks.sample_grid import SampleGrid
 from lightning_gen.callbacks.stopping import SaveWhenStopped
+from lightning_gen.callbacks.traversal import TraversalGrid
 
 __all__ = [
     "EMASnapshots",
@@ -21,4 +22,5 @@ __all__ = [
     "SampleGrid",
     "SaveWhenStopped",
     "ShareFailure",
+    "TraversalGrid",
 ]

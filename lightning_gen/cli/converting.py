@@ -12,8 +12,9 @@ import lightning
 
 from lightning_gen.autoencoder.module import Autoencoder
 from lightning_gen.checkpoint_files import AtomicCheckpointIO, find_checkpoint, load_checkpoint
-from lightning_gen.checkpoints import load_module, rebuild_module
+from lightning_gen.checkpoints import load_module, rebuild_module, without_training
 from lightning_gen.cli.failures import UsageError, usage
+from lightning_gen.cli.fitting import with_fitted_prior
 from lightning_gen.diffusion.module import Diffusion
 from lightning_gen.ema import Averages
 from lightning_gen.interop import load_diffusers, load_edm, save_diffusers
@@ -43,6 +44,9 @@ def _to_checkpoint(options: Namespace, out: Path) -> None:
     if kind == "ema":
         AtomicCheckpointIO().save_checkpoint(_averaged(path, options.images, options.sigma_rel), out)
         return
+    if kind == "prior":
+        AtomicCheckpointIO().save_checkpoint(with_fitted_prior(path, options.prior, options.images), out)
+        return
     module: GenerativeModule
     if kind == "edm":
         module = load_edm(path)
@@ -65,8 +69,7 @@ def _averaged(run: str, images: int | None, sigma_rel: float) -> dict[str, Any]:
         raise UsageError(f"The snapshots of {run} are of '{snapshots[0].network}', which its model does not have.")
     network.load_state_dict(weights)
     averages.restart(network)
-    training = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
-    return {key: value for key, value in content.items() if key not in training} | {"state_dict": module.state_dict()}
+    return without_training(content) | {"state_dict": module.state_dict()}
 
 
 def checkpoint_of(module: GenerativeModule) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import yaml
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.errors import did_you_mean, nearest
 
-FORMATS = ("diffusers", "edm", "ema")
+FORMATS = ("diffusers", "edm", "ema", "prior")
+PRIORS = ("mixture", "flow")
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,6 +118,7 @@ def parse_convert(args: list[str]) -> argparse.Namespace:
         parser.add_argument(flag)
     parser.add_argument("--sigma_rel", type=float)
     parser.add_argument("--images", type=_positive)
+    parser.add_argument("--prior", choices=PRIORS)
     for flag in ("--nearest", "--null_class"):
         parser.add_argument(flag, action="store_true")
     options = parser.parse_all(args)
@@ -136,8 +138,13 @@ def parse_convert(args: list[str]) -> argparse.Namespace:
     averages = options.source is not None and options.source[0] == "ema"
     if averages and options.sigma_rel is None:
         raise UsageError("--sigma_rel says how wide the average shall be, such as 0.1.")
-    if not averages and (options.sigma_rel, options.images) != (None, None):
-        raise UsageError("--sigma_rel and --images are about averages, --from ema.")
+    fitted = options.source is not None and options.source[0] == "prior"
+    if not averages and options.sigma_rel is not None:
+        raise UsageError("--sigma_rel is about averages, --from ema.")
+    if not averages and not fitted and options.images is not None:
+        raise UsageError("--images is about averages, --from ema, and priors, --from prior.")
+    if not fitted and options.prior is not None:
+        raise UsageError("--prior says what is fitted to the latents of a VAE, --from prior RUN.")
     if options.out is None:
         raise UsageError("--out says where to write: a checkpoint (model.ckpt), or a new folder for diffusers.")
     return options

@@ -141,18 +141,22 @@ CONVERT = """\
 usage: lightning-gen convert --from diffusers|edm PATH --out MODEL.ckpt
        lightning-gen convert --to diffusers --ckpt_path PATH_OR_RUN_FOLDER --out FOLDER
        lightning-gen convert --from ema RUN_FOLDER --sigma_rel WIDTH --out MODEL.ckpt
+       lightning-gen convert --from prior RUN_FOLDER [--prior mixture|flow] --out MODEL.ckpt
 
-Make a checkpoint of another library's diffusion model, which sample, evaluate and model.init_weights take,
-or a folder of diffusers of one of ours. Nothing of a file is executed, and diffusers need not be installed.
+Make a checkpoint of another library's diffusion model or autoencoder, which sample, evaluate, model.init_weights
+and model.codec take, or a folder of diffusers of one of ours. Nothing of a file is executed, and diffusers need not
+be installed.
 What the other side cannot do exactly is refused and named.
 
 options:
   --from diffusers FOLDER   a pipeline or a model of diffusers: UNet2DModel or DiTTransformer2DModel with
-                            its scheduler
+                            its scheduler, AutoencoderKL, VQModel
   --from edm FILE           a network-snapshot-*.pkl of EDM: the average, EDM or VP preconditioning
   --from ema RUN_FOLDER     an average of any width, of the snapshots that EMASnapshots has written
   --sigma_rel WIDTH         its relative width, such as 0.1
   --images N                images seen until then (default: those of the last snapshot)
+  --from prior RUN_FOLDER   a VAE whose samples' latents are drawn from a prior fitted to those of its data
+  --prior mixture|flow      of ten Gaussians, or a flow (default: the model's own, else the mixture)
   --to diffusers            write unet/ or transformer/ and scheduler/, and an index where there is a pipeline
   --ckpt_path PATH          a checkpoint, or a run folder: then its newest checkpoint
   --weights NAME            ema, raw, ema-10000 ...: which weights go out (default: the first average)

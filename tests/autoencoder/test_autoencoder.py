@@ -132,10 +132,10 @@ def test_images_latents_and_back():
     drawn = module.encode(images, GeneratorStream(None, 3))
     assert not torch.equal(drawn, latents)
     between = module.interpolate(images, images.flip(0), steps=5)
-    assert between.shape == (5, 3, *SHAPE)
-    assert torch.equal(between[0], module.reconstruct(images))
-    torch.testing.assert_close(between[-1], module.reconstruct(images.flip(0)))
-    torch.testing.assert_close(between[2, 1], module.decode(latents[1:2])[0])  # between an image and itself
+    assert between.shape == (3, 5, *SHAPE)
+    assert torch.equal(between[:, 0], module.reconstruct(images))
+    torch.testing.assert_close(between[:, -1], module.reconstruct(images.flip(0)))
+    torch.testing.assert_close(between[1, 2], module.decode(latents[1:2])[0])  # between an image and itself
     with pytest.raises(ValueError, match="2 steps or more"):
         module.interpolate(images, images, steps=1)
     assert module.training
