@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lightning_gen.networks import winograd
+from lightning_gen.networks import convolutional_autoencoder, winograd
 from lightning_gen.networks.convolutional_autoencoder import ConvolutionalDecoder, ConvolutionalEncoder
 
 SMALL = {"channels": 8, "channel_multipliers": (1, 2, 2), "blocks": 1, "norm_groups": 4}
@@ -56,13 +56,23 @@ def test_every_parameter_gets_a_finite_gradient(make, given, wanted):
 
 
 @both
-def test_checkpointing_changes_no_gradient(make, given, wanted):
+def test_checkpointing_changes_no_gradient(make, given, wanted, monkeypatch):
+    calls = []
+    inner = convolutional_autoencoder.checkpoint
+    monkeypatch.setattr(
+        convolutional_autoencoder, "checkpoint", lambda *given, **how: calls.append(1) or inner(*given, **how)
+    )
     nets = [make(checkpointing=again).double() for again in (False, True)]
     x = inputs(given, torch.float64)
     for net in nets:
         net(x).square().sum().backward()
     for plain, again in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(plain.grad, again.grad)
+    blocks = 3 * (1 if make is encoder else 2) + 2 + 2  # of three levels and the middle, and two that resample
+    assert len(calls) == blocks
+    with torch.no_grad():
+        nets[1](x)
+    assert len(calls) == blocks
 
 
 @both
