@@ -14,10 +14,12 @@ References:
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gen.autoencoder.flow_priors import FlowPrior, GaussianMixturePrior, check_at_least_1
 from lightning_gen.autoencoder.priors import Prior
@@ -52,7 +54,7 @@ def fit_prior(
     patience: int = 20,
     clip_norm: float = 5.0,
 ) -> Fitted:
-    """Fit a prior to latents, in place.
+    """Fit a prior to latents, in place; a frozen one, too, which stays frozen.
 
     No number is drawn from torch's global generators: the same seed, latents and initial weights give the same prior.
 
@@ -76,27 +78,40 @@ def fit_prior(
     train, other = _split(prior, latents, held_out, order)
     if isinstance(prior, GaussianMixturePrior):
         return _fit_mixture(prior, train, other, seed)
-    parameters = [parameter for parameter in prior.parameters() if parameter.requires_grad]
-    if not parameters:
+    if not any(True for _ in prior.parameters()):
         raise ValueError(
             f"A {type(prior).__name__} has nothing that is fitted: use a GaussianMixturePrior or a FlowPrior."
         )
     if isinstance(prior, FlowPrior):
         prior.standardize(train)
-    optimizer = torch.optim.Adam(parameters, lr=lr)
     best = _Best(prior, other)
-    for epoch in range(1, max_epochs + 1):
-        for rows in torch.split(torch.randperm(len(train), generator=order), batch_size):
-            optimizer.zero_grad(set_to_none=True)
-            loss = -prior.log_prob(train[rows.to(train.device)]).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-            optimizer.step()
-        best.look(epoch)
-        if epoch - best.epoch >= patience:
-            break
+    with _thawed(prior) as parameters:
+        optimizer = torch.optim.Adam(parameters, lr=lr)
+        for epoch in range(1, max_epochs + 1):
+            for rows in torch.split(torch.randperm(len(train), generator=order), batch_size):
+                optimizer.zero_grad(set_to_none=True)
+                loss = -prior.log_prob(train[rows.to(train.device)]).mean()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+                optimizer.step()
+            best.look(epoch)
+            if epoch - best.epoch >= patience:
+                break
     best.put_back()
     return Fitted(_likelihood(prior, train), best.nats, best.epoch)
+
+
+@contextmanager
+def _thawed(prior: Prior) -> Iterator[list[nn.Parameter]]:
+    """Let all parameters be trained; leave them as frozen as they were, and without gradients."""
+    parameters = list(prior.parameters())
+    before = [parameter.requires_grad for parameter in parameters]
+    prior.requires_grad_(True)
+    try:
+        yield parameters
+    finally:
+        for parameter, trained in zip(parameters, before, strict=True):
+            parameter.requires_grad_(trained).grad = None
 
 
 class _Best:

@@ -287,6 +287,17 @@ def test_a_fit_is_a_function_of_its_seed():
     assert not torch.equal(fit(0), fit(1))
 
 
+def test_a_frozen_prior_is_fitted_and_stays_frozen():
+    """As the prior of samples is, that takes no part in training."""
+    latents, fitted = moons(200), []
+    for frozen in (True, False):
+        prior = flow(2, moved=False).requires_grad_(not frozen)
+        fitted.append(fit_prior(prior, latents, max_epochs=3, lr=0.01))
+        assert all(p.requires_grad is not frozen and p.grad is None for p in prior.parameters())
+    assert fitted[0] == fitted[1]
+    assert fitted[0].epochs == 3
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_fit_works_where_nothing_has_a_gradient(mode):
     with mode():
