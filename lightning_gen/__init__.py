@@ -11,24 +11,28 @@ __version__ = "0.1.0"
 
 # every public name and the module it is taken from
 _PUBLIC = {
-    "EMA": "ema",
-    "GAN": "gan.module",
+    "Autoencoder": "autoencoder.module",
     "CIFAR100DataModule": "data",
     "CIFAR10DataModule": "data",
     "CheckpointError": "checkpoints",
     "Diffusion": "diffusion.module",
     "DigitsDataModule": "data",
+    "EMA": "ema",
     "Evaluator": "metrics",
     "FashionMNISTDataModule": "data",
     "Fidelity": "callbacks",
+    "GAN": "gan.module",
     "GenerativeModule": "module",
     "ImageFolderDataModule": "data",
+    "LatentsDataModule": "data",
     "MNISTDataModule": "data",
     "MissingData": "errors",
     "MissingExtra": "errors",
+    "NormalizingFlow": "flow.module",
     "RunCSVLogger": "loggers",
     "SampleGrid": "callbacks",
     "ShardsDataModule": "data",
+    "TrainedCodec": "codec",
     "VAE": "autoencoder.vae",
     "load_checkpoint": "checkpoints",
     "load_data": "data",
@@ -36,15 +40,18 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
+    from lightning_gen.autoencoder.module import Autoencoder
     from lightning_gen.autoencoder.vae import VAE
     from lightning_gen.callbacks import Fidelity, SampleGrid
     from lightning_gen.checkpoints import CheckpointError, load_checkpoint, load_module
+    from lightning_gen.codec import TrainedCodec
     from lightning_gen.data import (
         CIFAR10DataModule,
         CIFAR100DataModule,
         DigitsDataModule,
         FashionMNISTDataModule,
         ImageFolderDataModule,
+        LatentsDataModule,
         MNISTDataModule,
         ShardsDataModule,
         load_data,
@@ -52,6 +59,7 @@ if TYPE_CHECKING:
     from lightning_gen.diffusion.module import Diffusion
     from lightning_gen.ema import EMA
     from lightning_gen.errors import MissingData, MissingExtra
+    from lightning_gen.flow.module import NormalizingFlow
     from lightning_gen.gan.module import GAN
     from lightning_gen.loggers import RunCSVLogger
     from lightning_gen.metrics import Evaluator
@@ -61,6 +69,7 @@ __all__ = [
     "EMA",
     "GAN",
     "VAE",
+    "Autoencoder",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "CheckpointError",
@@ -71,12 +80,15 @@ __all__ = [
     "Fidelity",
     "GenerativeModule",
     "ImageFolderDataModule",
+    "LatentsDataModule",
     "MNISTDataModule",
     "MissingData",
     "MissingExtra",
+    "NormalizingFlow",
     "RunCSVLogger",
     "SampleGrid",
     "ShardsDataModule",
+    "TrainedCodec",
     "__version__",
     "load_checkpoint",
     "load_data",

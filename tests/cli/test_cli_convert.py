@@ -145,7 +145,7 @@ def test_the_last_class_may_stand_for_none(folder, run):
         (["--from", "edm", "x", "--null_class", "--out", "y.ckpt"], "--null_class is about a U-Net --from diffusers"),
         (["--from", "ema", "x", "--out", "y.ckpt"], "--sigma_rel says how wide"),
         (["--from", "ema", "x", "--sigma_rel", "wide", "--out", "y.ckpt"], "--sigma_rel"),
-        (["--from", "edm", "x", "--sigma_rel", "0.1", "--out", "y.ckpt"], "are about averages, --from ema"),
+        (["--from", "edm", "x", "--sigma_rel", "0.1", "--out", "y.ckpt"], "is about averages, --from ema"),
         (["--from", "edm", "x", "--outt", "y.ckpt"], "Did you mean --out?"),
         (["--from", "diffusers", "theirs", "--out", "y"], "checkpoints are called *.ckpt"),
         (["--from", "diffusers", "theirs", "--out", "there.ckpt"], "is there already"),

@@ -40,7 +40,7 @@ def test_traversals_are_drawn(vae):
 @pytest.mark.parametrize(("name", "kind"), [(None, GaussianMixturePrior), ("flow", FlowPrior)])
 def test_samples_from_a_fitted_prior(vae, run, name, kind):
     args = [] if name is None else ["--prior", name]
-    code, out, err = run("convert", "--from", "prior", "runs/vae", *args, "--images", 300, "--out", "fitted.ckpt")
+    code, _, err = run("convert", "--from", "prior", "runs/vae", *args, "--images", 300, "--out", "fitted.ckpt")
     assert code == 0, err
     assert "log p(z)" in err
     fitted, before = load_module("fitted.ckpt"), load_module(vae)
