@@ -48,12 +48,13 @@ ROWS = {
     "diffusion_changes": "diffusion_changes",
     "diffusion_growth": "diffusion_own",
     "diffusion_parts": "diffusion_own",
+    "vae_train": "vae",
     "autoencoder_train": "autoencoder",
     "autoencoder_encode": "autoencoder",
     "autoencoder_conv": "autoencoder",
     "tiled_decode": "tiles",
 }
-PEERS = ("webdataset", "torchvision", "torchmetrics", "torch-fidelity", "diffusers", "scipy", "numpy")
+PEERS = ("pythae", "webdataset", "torchvision", "torchmetrics", "torch-fidelity", "diffusers", "scipy", "numpy")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
