@@ -44,10 +44,7 @@ def vae_train(options: Options) -> list[Row]:
     def trainer() -> Seconds:
         with tempfile.TemporaryDirectory() as folder:
             config = BaseTrainerConfig(
-                output_dir=folder,
-                learning_rate=RATE,
-                per_device_train_batch_size=BATCH,
-                no_cuda=options.device == "cpu",
+                output_dir=folder, learning_rate=RATE, per_device_train_batch_size=BATCH, no_cuda=cpu
             )
             made = BaseTrainer(model(), BaseDataset(images, torch.zeros(len(images))), training_config=config)
             made.prepare_training()
