@@ -46,7 +46,18 @@ def differences(run: dict[str, Any], packaged: dict[str, Any]) -> dict[str, Any]
 
 def summary(result: dict[str, Any]) -> str:
     """Write the scores of a result in one line, under the names that tell their protocol."""
-    return ", ".join(f"{name} {score['value']:.4g}" for name, score in result["scores"].items())
+    scores = [f"{name} {score['value']:.4g}" for name, score in result["scores"].items()]
+    return ", ".join(scores + [f"{name} {value:.4g}" for name, value in told(result).items()])
+
+
+# of the means over the test split: those that papers report
+REPORTED = ("log_likelihood", "bits_per_dim", "psnr", "ssim", "usage")
+
+
+def told(result: dict[str, Any]) -> dict[str, float]:
+    """Return the means over the test split that are worth a place in a table, by name."""
+    values = result.get("held_out", {}).get("values", {})
+    return {name: value for name, value in values.items() if name.removeprefix("test/").startswith(REPORTED)}
 
 
 def set_header(config: Path, key: str, value: str) -> None:

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from record_result import told
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "lightning_gen" / "configs"
 RESULTS = ROOT / "docs" / "results"
@@ -39,8 +41,10 @@ def row(config: Path) -> str:
     if not file.is_file():
         return f"| `{name}` | {title} | not yet run | | | |"
     result = json.loads(file.read_text())
-    scores = "<br>".join(score_text(*entry) for entry in result["scores"].items())
-    protocol = next(iter(result["scores"].values()))["protocol"]
+    lines = [score_text(*entry) for entry in result["scores"].items()]
+    scores = "<br>".join(lines + [f"{name} **{value:.4g}**" for name, value in told(result).items()])
+    protocol = next((score["protocol"] for score in result["scores"].values()), None)
+    protocol = protocol or {**result["held_out"]["protocol"], "seed": 0}
     changed = ", ".join(f"{key}={value['run']}" for key, value in result["differences"].items())
     spent = (
         f"{result['iterations']} iterations, {result['training_minutes']:.0f} min on {result['environment']['device']}"

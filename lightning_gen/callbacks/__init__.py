@@ -3,6 +3,7 @@
 from lightning_gen.callbacks.ema_snapshots import EMASnapshots
 from lightning_gen.callbacks.failures import ShareFailure
 from lightning_gen.callbacks.fidelity import Fidelity
+from lightning_gen.callbacks.held_out import HeldOutResults
 from lightning_gen.callbacks.last_checkpoint import LastCheckpoint
 from lightning_gen.callbacks.memory import PeakMemory
 from lightning_gen.callbacks.progress import IterationBar
@@ -14,6 +15,7 @@ from lightning_gen.callbacks.traversal import TraversalGrid
 __all__ = [
     "EMASnapshots",
     "Fidelity",
+    "HeldOutResults",
     "IterationBar",
     "LastCheckpoint",
     "PeakMemory",

@@ -12,7 +12,14 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
-from lightning_gen.callbacks import IterationBar, LastCheckpoint, PeakMemory, SaveWhenStopped, ShareFailure
+from lightning_gen.callbacks import (
+    HeldOutResults,
+    IterationBar,
+    LastCheckpoint,
+    PeakMemory,
+    SaveWhenStopped,
+    ShareFailure,
+)
 from lightning_gen.checkpoints import AtomicCheckpointIO
 from lightning_gen.cli.failures import UsageError
 from lightning_gen.cli.folder import dump
@@ -81,6 +88,8 @@ def _missing_callbacks(given: Any, callbacks: list[Callback], command: str, fold
     missing: list[Callback] = [] if _any(callbacks, ShareFailure) else [ShareFailure()]
     if given.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
         missing.append(IterationBar() if command == "fit" else TQDMProgressBar())
+    if command == "test" and not _any(callbacks, HeldOutResults):
+        missing.append(HeldOutResults())
     if command == "fit" and not _any(callbacks, PeakMemory):
         missing.append(PeakMemory())
     if given.get("enable_checkpointing") is not False and not given.get("fast_dev_run"):
