@@ -144,8 +144,8 @@ usage: lightning-gen convert --from diffusers|edm PATH --out MODEL.ckpt
        lightning-gen convert --from prior RUN_FOLDER [--prior mixture|flow] --out MODEL.ckpt
 
 Make a checkpoint of another library's diffusion model or autoencoder, which sample, evaluate,
-model.init_weights and model.codec take, or a folder of diffusers of one of ours. Nothing of a file is executed,
-and diffusers need not be installed.
+model.init_weights and model.codec take, or a folder of diffusers of one of ours. Nothing of a file is
+executed, and diffusers need not be installed.
 What the other side cannot do exactly is refused and named.
 
 options:
@@ -205,8 +205,8 @@ LATENTS = """\
 usage: lightning-gen latents CODEC DATA OUT [options]
 
 Encode a data set once and write its latents, so that a latent model need not encode each image in every
-epoch. The files name the codec and the images they were made of, and a model refuses those of another codec or
-of other images. Stopped, the same command continues where it was.
+epoch. The files name the codec and the images they were made of, and a model refuses those of another codec
+or of other images. Stopped, the same command continues where it was.
 
 options:
   CODEC                     a checkpoint or run folder of an Autoencoder or a VAE
