@@ -1,18 +1,4 @@
-r"""What a trained variational autoencoder does: it draws images, encodes and decodes them, and tells their likelihood.
-
-The log-likelihood is estimated by importance sampling,
-
-.. math:: \log p(x) \approx \log \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)},
-    \qquad z_k \sim q(z \mid x),
-
-which on average is below it, the less so the more draws there are.
-
-References:
-    Importance Weighted Autoencoders
-    https://arxiv.org/abs/1509.00519
-    Sampling Generative Networks (spherical interpolation)
-    https://arxiv.org/abs/1609.04468
-"""
+"""What a trained variational autoencoder does: it draws images, encodes and decodes them and tells their likelihood."""
 
 import math
 from abc import ABC
@@ -23,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_gen.autoencoder.binarization import Binarization, dynamic_binary, static_binary
-from lightning_gen.autoencoder.objectives import checked_samples, log_mean_exp
+from lightning_gen.autoencoder.importance import importance_sampled
+from lightning_gen.autoencoder.interpolation import slerp
 from lightning_gen.autoencoder.priors import Prior
 from lightning_gen.autoencoder.vae_net import VAENet
 from lightning_gen.ema import Averages
@@ -34,8 +21,6 @@ from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams
 from lightning_gen.stepping import evaluating
 
 Classes: TypeAlias = int | Sequence[int] | Tensor
-# images decoded at once where a likelihood takes many draws
-_AT_ONCE = 4096
 
 
 class VariationalSampler(GenerativeModule, ABC):
@@ -298,33 +283,3 @@ class VariationalSampler(GenerativeModule, ABC):
     @staticmethod
     def _kind(images: Tensor) -> torch.dtype:
         return torch.promote_types(images.dtype, torch.float32)
-
-
-def importance_sampled(
-    net: VAENet, images: Tensor, label: Tensor | None, stream: RandomStream, samples: int, chunk: int | None = None
-) -> Tensor:
-    """Return the log-likelihood of images in nats, `(B,)`, by exactly so many draws; see `log_likelihood`."""
-    left = checked_samples(samples)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is the number of draws decoded at once, 1 or more; given was {chunk}.")
-    chunk = max(1, _AT_ONCE // max(len(images), 1)) if chunk is None else chunk
-    net.likelihood.check(images)
-    features = net.encoder(images, label)
-    kept = []
-    while left:
-        drawn = min(chunk, left)
-        kept.append(net.terms(features, images, net.noise(stream, drawn), label).log_weights)
-        left -= drawn
-    return log_mean_exp(torch.cat(kept))
-
-
-def slerp(first: Tensor, second: Tensor, places: Tensor) -> Tensor:
-    """Go from one vector `(..., D)` to another along a great circle; places from 0, the first, to 1."""
-    lengths = [vector.norm(dim=-1, keepdim=True) for vector in (first, second)]
-    cosine = (first * second).sum(-1, keepdim=True) / (lengths[0] * lengths[1]).clamp(min=1e-12)
-    angle = torch.acos(cosine.clamp(-1, 1))
-    # where there is no angle, or a straight one, there is no circle between the two
-    straight = angle.sin().abs() < 1e-6
-    sine = torch.where(straight, 1.0, angle.sin())
-    turned = (torch.sin((1 - places) * angle) * first + torch.sin(places * angle) * second) / sine
-    return torch.where(straight, torch.lerp(first, second, places), turned)

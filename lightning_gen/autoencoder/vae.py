@@ -29,8 +29,9 @@ from torch import Tensor
 
 from lightning_gen.autoencoder.active_units import ActiveUnits, active_units
 from lightning_gen.autoencoder.binarization import Binarization
-from lightning_gen.autoencoder.drawing import VariationalSampler, importance_sampled
+from lightning_gen.autoencoder.drawing import VariationalSampler
 from lightning_gen.autoencoder.gathering import gathered
+from lightning_gen.autoencoder.importance import importance_sampled
 from lightning_gen.autoencoder.ladder import Ladder
 from lightning_gen.autoencoder.latents import GaussianLatents, LatentModel
 from lightning_gen.autoencoder.likelihoods import Bernoulli, Likelihood

@@ -21,8 +21,9 @@ from lightning_gen.autoencoder import (
 )
 from lightning_gen.autoencoder.active_units import active_units
 from lightning_gen.autoencoder.binarization import dynamic_binary, static_binary
-from lightning_gen.autoencoder.drawing import importance_sampled, slerp
 from lightning_gen.autoencoder.gaussian import DiagonalGaussian
+from lightning_gen.autoencoder.importance import importance_sampled
+from lightning_gen.autoencoder.interpolation import slerp
 from lightning_gen.errors import RunError
 from lightning_gen.images import from_uint8
 from lightning_gen.networks.latent_mlp import MLPDecoder, MLPEncoder
