@@ -46,6 +46,7 @@ from lightning_gen.autoencoder.objectives import (
 from lightning_gen.autoencoder.posterior_flows import PosteriorFlow
 from lightning_gen.autoencoder.priors import Prior
 from lightning_gen.autoencoder.vae_net import VAENet
+from lightning_gen.autoencoder.vamp import VampPrior
 from lightning_gen.ema import Averages
 from lightning_gen.errors import choose
 from lightning_gen.labels import NO_LABELS, ClassPrior
@@ -291,6 +292,8 @@ def _checked_sampling_prior(prior: Prior | None, latents: LatentModel) -> Prior 
             f"sampling_prior is of latents of length {prior.latent_dim}, the model's have {latents.latent_dim}: set its"
             f" latent_dim to {latents.latent_dim}."
         )
+    if isinstance(prior, VampPrior):
+        raise ValueError("VampPrior is learned together with the encoder: give it as prior.")
     return prior.requires_grad_(False)
 
 
