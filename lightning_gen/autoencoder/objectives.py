@@ -129,7 +129,8 @@ class ELBO(VariationalObjective):
         capacity_images: images over which it rises from 0, linearly.
         free_bits: nats that the divergence of every part of the latents, on average over the batch of all processes,
             may have for nothing.
-        free_bits_of: the parts: "dimension", or "layer" for the layers of a ladder.
+        free_bits_of: the parts: "dimension", or "layer" for the layers of a ladder; where the divergence has no closed
+            form, it is one part.
         samples: draws that are averaged over.
 
     Raises:

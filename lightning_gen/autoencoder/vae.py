@@ -29,7 +29,8 @@ from torch import Tensor
 
 from lightning_gen.autoencoder.active_units import ActiveUnits, active_units
 from lightning_gen.autoencoder.binarization import Binarization
-from lightning_gen.autoencoder.drawing import VariationalSampler, importance_sampled
+from lightning_gen.autoencoder.drawing import VariationalSampler
+from lightning_gen.autoencoder.importance import importance_sampled
 from lightning_gen.autoencoder.joined import gathered
 from lightning_gen.autoencoder.ladder import Ladder
 from lightning_gen.autoencoder.latents import GaussianLatents, LatentModel
@@ -45,6 +46,7 @@ from lightning_gen.autoencoder.objectives import (
 from lightning_gen.autoencoder.posterior_flows import PosteriorFlow
 from lightning_gen.autoencoder.priors import Prior
 from lightning_gen.autoencoder.vae_net import VAENet
+from lightning_gen.autoencoder.vamp import VampPrior
 from lightning_gen.ema import Averages
 from lightning_gen.errors import choose
 from lightning_gen.labels import NO_LABELS, ClassPrior
@@ -299,6 +301,8 @@ def _checked_sampling_prior(prior: Prior | None, latents: LatentModel) -> Prior 
             f"sampling_prior is of latents of length {prior.latent_dim}, the model's have {latents.latent_dim}: set its"
             f" latent_dim to {latents.latent_dim}."
         )
+    if isinstance(prior, VampPrior):
+        raise ValueError("VampPrior is learned together with the encoder: give it as prior.")
     return prior.requires_grad_(False)
 
 

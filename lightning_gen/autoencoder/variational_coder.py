@@ -1,9 +1,4 @@
-"""What the latents of a trained variational autoencoder are good for: encoding, decoding, and ways between images.
-
-References:
-    Sampling Generative Networks (spherical interpolation)
-    https://arxiv.org/abs/1609.04468
-"""
+"""What the latents of a trained variational autoencoder are good for: encoding, decoding, and ways between images."""
 
 from abc import ABC
 from collections.abc import Callable, Sequence
@@ -12,6 +7,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from lightning_gen.autoencoder.interpolation import slerp
 from lightning_gen.autoencoder.latents import GaussianLatents
 from lightning_gen.autoencoder.likelihoods import Bernoulli
 from lightning_gen.autoencoder.vae_net import VAENet
@@ -213,15 +209,3 @@ class VariationalCoder(GenerativeModule, ABC):
     @staticmethod
     def _kind(images: Tensor) -> torch.dtype:
         return torch.promote_types(images.dtype, torch.float32)
-
-
-def slerp(first: Tensor, second: Tensor, places: Tensor) -> Tensor:
-    """Go from one vector `(..., D)` to another along a great circle; places from 0, the first, to 1."""
-    lengths = [vector.norm(dim=-1, keepdim=True) for vector in (first, second)]
-    cosine = (first * second).sum(-1, keepdim=True) / (lengths[0] * lengths[1]).clamp(min=1e-12)
-    angle = torch.acos(cosine.clamp(-1, 1))
-    # where there is no angle, or a straight one, there is no circle between the two
-    straight = angle.sin().abs() < 1e-6
-    sine = torch.where(straight, 1.0, angle.sin())
-    turned = (torch.sin((1 - places) * angle) * first + torch.sin(places * angle) * second) / sine
-    return torch.where(straight, torch.lerp(first, second, places), turned)

@@ -1,10 +1,11 @@
-"""A linear Gaussian autoencoder, whose likelihood and bound are known: probabilistic principal components."""
+"""What is known in closed form: a linear Gaussian autoencoder (probabilistic principal components), an affine flow."""
 
 import math
 
 import torch
 
 from lightning_gen.autoencoder import Gaussian, GaussianLatents, VAENet
+from lightning_gen.autoencoder.posterior_flows import PosteriorFlow
 from lightning_gen.networks.latent_mlp import MLPDecoder, MLPEncoder
 
 SHAPE, D, STD = (1, 3, 2), 2, 0.7
@@ -54,3 +55,15 @@ def exact_noise(batch):
 
 def some_images(n=5, seed=4):
     return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Affine(PosteriorFlow):
+    """z = exp(c1) z0 + c2, dimension by dimension, c being the context."""
+
+    def __init__(self, dims):
+        super().__init__()
+        self.context_dim = 2 * dims
+
+    def forward(self, z0, context):
+        log_scale, shift = context.chunk(2, dim=1)
+        return z0 * log_scale.exp() + shift, log_scale.sum(1).expand(len(z0), -1)

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from linear import Affine
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from lightning_gen.autoencoder import Bernoulli, GaussianLatents, Ladder, StandardNormal, VAENet, VampPrior
 from lightning_gen.autoencoder.gaussian import DiagonalGaussian
 from lightning_gen.autoencoder.ladder import divergence, merged
-from lightning_gen.autoencoder.posterior_flows import PosteriorFlow
 from lightning_gen.networks.latent_mlp import MLPDecoder, MLPEncoder
 from lightning_gen.seeding import GeneratorStream, SampleStreams
 
@@ -24,18 +24,6 @@ def normal(*shape, seed=0):
 def net_of(latents, seed=0):
     torch.manual_seed(seed)
     return VAENet(MLPEncoder([5], SHAPE, activation="tanh"), MLPDecoder([5], SHAPE), latents, Bernoulli()).double()
-
-
-class Affine(PosteriorFlow):
-    """z = exp(c1) z0 + c2, dimension by dimension, c being the context."""
-
-    def __init__(self, dims):
-        super().__init__()
-        self.context_dim = 2 * dims
-
-    def forward(self, z0, context):
-        log_scale, shift = context.chunk(2, dim=1)
-        return z0 * log_scale.exp() + shift, log_scale.sum(1).expand(len(z0), -1)
 
 
 def test_a_flow_gives_the_density_of_what_it_makes():

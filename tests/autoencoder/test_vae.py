@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from linear import D, linear_net, log_evidence, some_images
+from linear import Affine, D, linear_net, log_evidence, some_images
 from tiny import SHAPE, TinyData, tiny_vae, trainer, weights
 
 from lightning_gen.autoencoder import (
@@ -21,9 +21,9 @@ from lightning_gen.autoencoder import (
 )
 from lightning_gen.autoencoder.active_units import active_units
 from lightning_gen.autoencoder.binarization import dynamic_binary, static_binary
-from lightning_gen.autoencoder.drawing import importance_sampled
 from lightning_gen.autoencoder.gaussian import DiagonalGaussian
-from lightning_gen.autoencoder.variational_coder import slerp
+from lightning_gen.autoencoder.importance import importance_sampled
+from lightning_gen.autoencoder.interpolation import slerp
 from lightning_gen.errors import RunError
 from lightning_gen.images import from_uint8
 from lightning_gen.networks.latent_mlp import MLPDecoder, MLPEncoder
@@ -264,6 +264,18 @@ def test_a_variance_that_is_not_a_number_moves_no_weight(policy, tmp_path):
     assert all(torch.isfinite(value).all() for value in weights(module).values())
 
 
+def test_a_flow_trains_and_is_told_by_the_encoder(tmp_path):
+    module = tiny_vae(posterior_flow=Affine(3))
+    before = weights(module)
+    run, _ = fitted(tmp_path, module=module, limit_val_batches=8, val_check_interval=3)
+    assert module.net.encoder.outputs == 12
+    moved = (module.net.encoder.head.weight != before["net.encoder.head.weight"]).any(1)
+    assert moved.all()  # the context's rows among them
+    assert math.isfinite(run.callback_metrics["val/elbo"].item())
+    with pytest.raises(ValueError, match="leave posterior_flow and ladder out"):
+        tiny_vae(posterior_flow=Affine(3), objective=BetaTC())
+
+
 def test_active_units_vary_over_images():
     means = torch.zeros(50, 4)
     means[:, 0] = torch.linspace(-1, 1, 50)
@@ -424,6 +436,8 @@ def test_parts_that_do_not_fit_are_refused():
         tiny_vae(ladder=([3], [8]), latent_dim=3)
     with pytest.raises(ValueError, match="Did you mean 'static'"):
         tiny_vae(binarize="statically")
+    with pytest.raises(ValueError, match="is learned together with the encoder"):
+        tiny_vae(sampling_prior=VampPrior(3, 4))
     with pytest.raises(ValueError, match="test_samples is the number of draws"):
         tiny_vae(test_samples=-1)
     with pytest.raises(ValueError, match="leave posterior_flow and ladder out"):
