@@ -61,8 +61,7 @@ class Affine(PosteriorFlow):
     """z = exp(c1) z0 + c2, dimension by dimension, c being the context."""
 
     def __init__(self, dims):
-        super().__init__()
-        self.context_dim = 2 * dims
+        super().__init__(dims, 2 * dims)
 
     def forward(self, z0, context):
         log_scale, shift = context.chunk(2, dim=1)
