@@ -23,12 +23,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_gen.autoencoder.hashing import hashed, shifted
 from lightning_gen.seeding import RandomStream
 
 Binarization: TypeAlias = Literal["static", "dynamic"]
-
-# as signed numbers: 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9 and 0x94D049BB133111EB; products wrap around
-_STEP, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
 
 def dynamic_binary(images: Tensor, stream: RandomStream) -> Tensor:
@@ -40,24 +38,12 @@ def dynamic_binary(images: Tensor, stream: RandomStream) -> Tensor:
 def static_binary(images: Tensor) -> Tensor:
     """Return the black and white images, -1 or 1, that belong to gray ones `(B, ...)`, bytes / 127.5 - 1."""
     flat = images.flatten(1).float().add(1).mul(127.5).round().long()
-    of_place = _hashed(torch.arange(flat.shape[1], device=flat.device))
+    of_place = hashed(torch.arange(flat.shape[1], device=flat.device))
     of_image = (flat * of_place).sum(1, keepdim=True)
-    drawn = _shifted(_hashed(of_image + of_place), 40)
+    drawn = shifted(hashed(of_image + of_place), 40)
     # in whole numbers: 24 bits of the hash against the byte, so that 0 is never white and 255 always
     return _signs((drawn * 255 < flat * 2**24).view_as(images), images)
 
 
 def _signs(white: Tensor, like: Tensor) -> Tensor:
     return 2 * white.to(like.dtype) - 1
-
-
-def _hashed(numbers: Tensor) -> Tensor:
-    numbers = (numbers + 1).mul_(_STEP)
-    numbers = numbers.bitwise_xor_(_shifted(numbers, 30)).mul_(_FIRST)
-    numbers = numbers.bitwise_xor_(_shifted(numbers, 27)).mul_(_SECOND)
-    return numbers.bitwise_xor_(_shifted(numbers, 31))
-
-
-def _shifted(numbers: Tensor, by: int) -> Tensor:
-    """Shift to the right, zeros coming in: torch's own shift repeats the sign."""
-    return (numbers >> by).bitwise_and_((1 << (64 - by)) - 1)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_gen.autoencoder.hashing import hashed
 from lightning_gen.metrics.distributed import world
 
 
@@ -76,18 +77,4 @@ def permutation(n: int, salt: Tensor) -> Tensor:
         n: number of entries.
         salt: int64 scalar.
     """
-    return torch.argsort(_hashed(torch.arange(n, device=salt.device) + _hashed(salt)), stable=True)
-
-
-def _hashed(numbers: Tensor) -> Tensor:
-    """Hash int64 numbers to others, by the finalizer of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
-    # as signed numbers: 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9 and 0x94D049BB133111EB; products wrap around
-    numbers = (numbers + 1) * -7046029254386353131
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        numbers = (numbers ^ _shifted(numbers, shift)) * factor
-    return numbers ^ _shifted(numbers, 31)
-
-
-def _shifted(numbers: Tensor, by: int) -> Tensor:
-    """Shift to the right, zeros coming in: torch's own shift repeats the sign."""
-    return (numbers >> by) & ((1 << (64 - by)) - 1)
+    return torch.argsort(hashed(torch.arange(n, device=salt.device) + hashed(salt)), stable=True)

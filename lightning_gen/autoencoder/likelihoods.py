@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_gen.dequantization import to_levels
 from lightning_gen.errors import choose
 from lightning_gen.seeding import RandomStream
 
@@ -97,7 +98,7 @@ class Likelihood(nn.Module, ABC):
                 f"{type(self).__name__} is a density and has no bits per dimension: use DiscretizedLogistic for"
                 " images of bytes, Bernoulli for black and white ones."
             )
-        off = (at_levels(x, self.levels) - x).abs().max() * 127.5
+        off = (to_levels(x, self.levels) - x).abs().max() * 127.5
         if float(off) > 0.8:
             raise ValueError(
                 f"{type(self).__name__} is the probability mass of {self.levels} values evenly in [-1, 1], and a value"
@@ -195,9 +196,3 @@ class Bernoulli(Likelihood):
 def wide(params: Tensor) -> Tensor:
     """Return a network's output in float32 or wider: half precision has too few digits for a sum over pixels."""
     return params.to(torch.promote_types(params.dtype, torch.float32))
-
-
-def at_levels(x: Tensor, levels: int) -> Tensor:
-    """Round values to the nearest of so many, evenly in [-1, 1]."""
-    steps = (levels - 1) / 2
-    return ((x.clamp(-1, 1) + 1) * steps).round() / steps - 1

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_gen.autoencoder.likelihoods import Likelihood, at_levels, wide
+from lightning_gen.autoencoder.likelihoods import Likelihood, wide
+from lightning_gen.dequantization import to_levels
 from lightning_gen.seeding import RandomStream
 
 LOG_SCALE_RANGE = (-7.0, 20.0)
@@ -103,7 +104,7 @@ class DiscretizedLogisticMixture(Likelihood):
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Return the log-probability of images in nats, `(...)`."""
         logits, means, scales, coefficients = self._read(params)
-        values = at_levels(x.to(logits.dtype), self.levels).unsqueeze(-4).unbind(-3)
+        values = to_levels(x.to(logits.dtype), self.levels).unsqueeze(-4).unbind(-3)
         total = F.log_softmax(logits, dim=-3)
         for value, mean, log_scale, of in zip(values, means, scales, coefficients, strict=True):
             for coefficient, before in zip(of, values, strict=False):
@@ -149,7 +150,7 @@ def log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
         levels: number of values.
     """
     half = 1 / (levels - 1)
-    x = at_levels(x, levels)
+    x = to_levels(x, levels)
     inverse = torch.exp(-log_scale.clamp(*LOG_SCALE_RANGE))
     below = F.logsigmoid((x - mean + half) * inverse)
     above = F.logsigmoid((mean - x + half) * inverse)
@@ -162,7 +163,7 @@ def draw_level(mean: Tensor, log_scale: Tensor, uniform: Tensor, levels: int) ->
     tiny = torch.finfo(mean.dtype).eps
     u = uniform.to(mean).clamp(tiny, 1 - tiny)
     drawn = mean + log_scale.clamp(*LOG_SCALE_RANGE).exp() * torch.logit(u)
-    return at_levels(drawn, levels)
+    return to_levels(drawn, levels)
 
 
 def _checked(likelihood: Likelihood, levels: int) -> int:
