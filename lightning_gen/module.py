@@ -50,6 +50,7 @@ class GenerativeModule(LightningModule, ABC):
         gradient_clip_algorithm: "norm" or "value".
         on_nonfinite: "stop" at a gradient that is NaN or infinite, or "skip" its step and count it.
         images_seen: samples trained on so far, over all processes.
+        held_out_images: images that the last validation or test has logged means of, as many as its processes had each.
     """
 
     num_classes: int | None = None
@@ -58,6 +59,7 @@ class GenerativeModule(LightningModule, ABC):
     gradient_clip_algorithm: ClipAlgorithm = "norm"
     on_nonfinite: NonFinitePolicy = "stop"
     images_seen: int = 0
+    held_out_images: int = 0
     steps: Stepping
     _held_out: int = 0
     _iterations: int = 0
@@ -244,17 +246,18 @@ class GenerativeModule(LightningModule, ABC):
 
     def log_held_out(self, values: dict[str, Tensor], n: int) -> None:
         """Log means over the `n` images of a batch of a validation or a test, for the mean over all of them."""
+        self.held_out_images += n * self.trainer.world_size
         # Lightning takes the mean of the processes' numbers of images as a whole number, so it is made one
         self.log_dict(values, batch_size=n * self.trainer.world_size, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count the held-out images; all processes look at them by the same running statistics."""
-        self._held_out = 0
+        self._held_out = self.held_out_images = 0
         share_statistics(self)
 
     def on_test_epoch_start(self) -> None:
         """Begin to count the held-out images; all processes look at them by the same running statistics."""
-        self._held_out = 0
+        self._held_out = self.held_out_images = 0
         share_statistics(self)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -24,7 +24,9 @@ class HeldOutResults(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         protocol: dict[str, Any] = {"weights": module.weights_used(), "dataset": getattr(data, "name", None)}
         if hasattr(data, "split"):
-            protocol |= {"split": "test", "num_images": len(data.split("test"))}
+            # on several processes, the last batches of which may differ by an image
+            seen = min(module.held_out_images, len(data.split("test")))
+            protocol |= {"split": "test", "num_images": seen}
         if hasattr(data, "fingerprint"):
             protocol["fingerprint"] = data.fingerprint("test")[:16]
         path = folder / "results.json"

@@ -24,6 +24,12 @@ def test_means_of_the_test_split(tmp_path):
     assert content["scores"] == {}
 
 
+def test_a_part_of_the_split_is_told_as_such(tmp_path):
+    run = trainer(tmp_path, callbacks=[HeldOutResults()], limit_test_batches=3)
+    run.test(tiny_autoencoder(), datamodule=TinyData(), verbose=False)
+    assert json.loads((tmp_path / "results.json").read_text())["held_out"]["protocol"]["num_images"] == 24
+
+
 @pytest.mark.parametrize("iterations", [0, 7])
 def test_scores_of_this_model_are_kept_and_of_another_not(tmp_path, iterations):
     before = {"scores": {"fid": {"value": 1.0}}, "model": "Autoencoder", "iterations": iterations}
