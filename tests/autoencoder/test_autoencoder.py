@@ -227,6 +227,19 @@ def test_what_cannot_be_sharded_is_refused(arguments, match):
         tiny_autoencoder(**arguments).check_sharding()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # asked by the compiler itself
+def test_compiled_networks_train_as_eager_ones_do(tmp_path):
+    trained = []
+    for compiled in (False, True):
+        module = tiny_autoencoder(adversarial=True, compile_network=compiled).double()
+        fit(module, tmp_path, 2, precision="64-true")
+        trained.append(state_of(module))
+    assert trained[0].keys() == trained[1].keys()
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-10, msg=name)
+
+
 def test_images_of_another_size_and_shape():
     module = tiny_autoencoder()
     assert module.reconstruct(torch.zeros(1, 1, 8, 6)).shape == (1, 1, 8, 6)
