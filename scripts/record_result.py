@@ -37,10 +37,13 @@ def differences(run: dict[str, Any], packaged: dict[str, Any]) -> dict[str, Any]
     ours, theirs = flatten(packaged), flatten(run)
     changed = {}
     for key, value in ours.items():
-        if key.startswith(NEUTRAL) or key.endswith("class_path"):
+        if key.startswith(NEUTRAL):
             continue
-        if key in theirs and theirs[key] != value:
-            changed[key] = {"packaged": value, "run": theirs[key]}
+        run = theirs.get(key, value)
+        if key.endswith("class_path"):  # a run writes whole paths
+            value, run = (str(path).rpartition(".")[2] for path in (value, run))
+        if run != value:
+            changed[key] = {"packaged": value, "run": run}
     return changed
 
 
