@@ -1,6 +1,6 @@
 """Which classes a conditional generator is asked for: those given, or drawn from a prior."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,19 @@ NO_LABELS = (
     "This model is conditional and its data has no labels: use data with classes (a folder with one subfolder a"
     " class), or networks with num_classes=null and conditioning=none."
 )
+
+
+def label_of(batch: Mapping[str, Tensor], num_classes: int | None) -> Tensor | None:
+    """Return the labels of a batch, or None for a model without classes.
+
+    Raises:
+        ValueError: where the model has classes and the batch no labels.
+    """
+    if num_classes is None:
+        return None
+    if "label" not in batch:
+        raise ValueError(NO_LABELS)
+    return batch["label"]
 
 
 class ClassPrior(nn.Module):

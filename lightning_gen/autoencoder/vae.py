@@ -49,7 +49,7 @@ from lightning_gen.autoencoder.vae_net import VAENet
 from lightning_gen.autoencoder.vamp import VampPrior
 from lightning_gen.ema import Averages
 from lightning_gen.errors import choose
-from lightning_gen.labels import NO_LABELS, ClassPrior
+from lightning_gen.labels import ClassPrior, label_of
 from lightning_gen.networks.latent import LatentDecoder, LatentEncoder
 from lightning_gen.nonfinite import NonFiniteLoss, NonFinitePolicy
 from lightning_gen.optimizers import DiffusionAdamW, optimizer_with_schedule
@@ -176,7 +176,7 @@ class VAE(VariationalSampler):
         micro = self.batch_number % self.accumulate
         images = batch["image"]
         stream = self._training_stream(images)
-        x, label = self.observed(images, stream), self._label_of(batch)
+        x, label = self.observed(images, stream), label_of(batch, self.num_classes)
         features, terms = self._terms(self.net, x, label, stream)
         losses = self.objective(terms, Setting(self.net.latents, stream, self.images_seen, self._data_size))
         self._learned = 0 if micro == 0 else self._learned
@@ -199,13 +199,6 @@ class VAE(VariationalSampler):
         net.likelihood.check(x)
         features = net.encoder(x, label)
         return features, net.terms(features, x, net.noise(stream, self.objective.samples), label)
-
-    def _label_of(self, batch: dict[str, Tensor]) -> Tensor | None:
-        if self.num_classes is None:
-            return None
-        if "label" not in batch:
-            raise ValueError(NO_LABELS)
-        return batch["label"]
 
     @torch.no_grad()
     def _log(self, losses: VariationalLosses, terms: Terms, features: Tensor) -> None:
@@ -252,7 +245,7 @@ class VAE(VariationalSampler):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
-        images, label = batch["image"], self._label_of(batch)
+        images, label = batch["image"], label_of(batch, self.num_classes)
         net = self._picked(None)
         stream = self.held_out_stream(len(images), self._kind(images))
         x = self.observed(images, stream)

@@ -102,10 +102,15 @@ class Fidelity(Callback):
             seed=self.seed,
             weights=self.weights,
         )
-        for score in scores:
-            # every rank has the same value; Lightning shall not average it
-            pl_module.log(score.name, torch.tensor(score.value), sync_dist=False, prog_bar=True)
-        return scores
+        return logged(scores, pl_module)
+
+
+def logged(scores: list[Score], module: LightningModule) -> list[Score]:
+    """Log scores, and return them."""
+    for score in scores:
+        # every rank has the same value; Lightning shall not average it
+        module.log(score.name, torch.tensor(score.value), sync_dist=False, prog_bar=True)
+    return scores
 
 
 def measure(

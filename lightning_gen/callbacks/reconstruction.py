@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_gen.callbacks.fidelity import Fidelity, Split
+from lightning_gen.callbacks.fidelity import Fidelity, Split, logged
 from lightning_gen.callbacks.sample_grid import SampleGrid
 from lightning_gen.images import enlarge, from_uint8, image_grid, to_uint8
 from lightning_gen.metrics import Score
@@ -68,11 +68,7 @@ class ReconstructionFidelity(Fidelity):
 
         used = cast(GenerativeModule, pl_module).weights_used(**how)
         scores = self._evaluator(trainer, split)(source, min(n, len(images)), seed=None, weights=used)
-        named = [replace(score, metric=f"r{score.metric}") for score in scores.values()]
-        for score in named:
-            # every rank has the same value; Lightning shall not average it
-            pl_module.log(score.name, torch.tensor(score.value), sync_dist=False, prog_bar=True)
-        return named
+        return logged([replace(score, metric=f"r{score.metric}") for score in scores.values()], pl_module)
 
 
 class ReconstructionGrid(SampleGrid):

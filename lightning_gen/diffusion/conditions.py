@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gen.labels import NO_LABELS, ClassPrior
+from lightning_gen.labels import ClassPrior, label_of
 from lightning_gen.networks.denoiser import Condition, DenoisingNetwork
 from lightning_gen.seeding import RandomStream
 
@@ -17,13 +17,12 @@ def condition_of_batch(batch: Mapping[str, Tensor], net: DenoisingNetwork) -> Co
     Raises:
         ValueError: where the data lacks it.
     """
-    if net.num_classes is not None and "label" not in batch:
-        raise ValueError(NO_LABELS)
+    label = label_of(batch, net.num_classes)
     for name, width in (("vector", net.vector_dim), ("tokens", net.token_dim)):
         if width and name not in batch:
             raise ValueError(f"This model is told a '{name}' of width {width}, and its data has none in its batches.")
     return Condition(
-        label=batch["label"] if net.num_classes is not None else None,
+        label=label,
         vector=batch["vector"] if net.vector_dim else None,
         tokens=batch["tokens"] if net.token_dim else None,
         mask=batch.get("mask") if net.token_dim else None,

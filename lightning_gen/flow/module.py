@@ -30,14 +30,13 @@ from torch import Tensor
 from lightning_gen.dequantization import bits_per_dim, check_levels, dequantize, to_levels
 from lightning_gen.ema import Averages
 from lightning_gen.flow.density import denoised, log_density
-from lightning_gen.labels import NO_LABELS, ClassPrior
+from lightning_gen.labels import ClassPrior, label_of
 from lightning_gen.module import GenerativeModule
 from lightning_gen.networks.embeddings import at_least_float32
 from lightning_gen.networks.flow import FlowNetwork
 from lightning_gen.nonfinite import NonFinitePolicy, checked
 from lightning_gen.optimizers import DiffusionAdamW, optimizer_with_schedule
 from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams
-from lightning_gen.sharding import networks_of
 from lightning_gen.stepping import ClipAlgorithm, evaluating
 
 
@@ -225,23 +224,12 @@ class NormalizingFlow(GenerativeModule):
         if stage == "fit":
             self.class_prior.learn(getattr(self.trainer, "datamodule", None))
 
-    def configure_model(self) -> None:
-        """Share the networks out over the processes, where the strategy asks for it; once."""
-        before = self.sharded
-        super().configure_model()
-        if self.sharded and not before:
-            from torch.distributed.fsdp import register_fsdp_forward_method
-
-            # the way back uses weights too, which are put together for `forward` alone
-            for network in networks_of(self):
-                register_fsdp_forward_method(network, "inverse")
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take one step of the network, or a part of it where gradients are accumulated."""
         micro = self.batch_number % self.accumulate
         images = batch["image"]
         stream = GeneratorStream(None, len(images), self.device, torch.promote_types(images.dtype, torch.float32))
-        label = self._label_in(batch)
+        label = label_of(batch, self.num_classes)
         if label is not None and self.label_dropout:
             label = label.masked_fill(stream.uniform() < self.label_dropout, cast(int, self.num_classes))
         nats = log_density(self.net, self._noisy(images, stream), label)
@@ -273,13 +261,6 @@ class NormalizingFlow(GenerativeModule):
             return images + self.noise_std * stream.normal(*images.shape[1:]).to(images)
         return dequantize(images, stream, self.levels)
 
-    def _label_in(self, batch: dict[str, Tensor]) -> Tensor | None:
-        if self.num_classes is None:
-            return None
-        if "label" not in batch:
-            raise ValueError(NO_LABELS)
-        return batch["label"]
-
     # ------------------------------------------------------------------ validation and optimizer
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -299,7 +280,7 @@ class NormalizingFlow(GenerativeModule):
         dims = images[0].numel()
         network = cast(FlowNetwork, self.net_ema.pick(self.net, None))
         with evaluating(network):
-            nats = log_density(network, noisy, self._label_in(batch))
+            nats = log_density(network, noisy, label_of(batch, self.num_classes))
         values = {"loss": -nats.mean() / dims}
         if not self.noise_std:
             bits = bits_per_dim(nats, dims, self.levels).mean()

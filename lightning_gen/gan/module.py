@@ -43,7 +43,7 @@ from lightning_gen.gan.augmentation import Augmentation
 from lightning_gen.gan.latents import draw_latents
 from lightning_gen.gan.losses import AdversarialLoss, LossName, adversarial_loss
 from lightning_gen.gan.penalties import Penalty, clip_weights_, refuse_batch_norm
-from lightning_gen.labels import NO_LABELS, ClassPrior
+from lightning_gen.labels import ClassPrior, label_of
 from lightning_gen.module import GenerativeModule
 from lightning_gen.networks.base import Discriminator, DiscriminatorOutput, Generator
 from lightning_gen.nonfinite import NonFinitePolicy, checked
@@ -211,7 +211,7 @@ class GAN(GenerativeModule):
             self.log_scalars(logs, bar=("loss_d", "loss_g"))
 
     def _step_discriminator(self, batch: dict[str, Tensor], micro: int) -> dict[str, Tensor | float]:
-        real, label = batch["image"], self._label_of(batch)
+        real, label = batch["image"], label_of(batch, self.num_classes)
         with torch.no_grad(), untracked_statistics(self._tracking):
             fake, fake_label = self._fakes(batch)
         judged_real, judged_fake = self._judge_both(real, label, fake, fake_label)
@@ -262,7 +262,9 @@ class GAN(GenerativeModule):
         if stream is None:
             stream = GeneratorStream(None, len(real), self.device, real.dtype)
         z = draw_latents(stream, self.generator.latent_dim)
-        own_label = self._label_of(batch) if self._pairs_labels else self.class_prior.labels(stream, len(real))
+        own_label = (
+            label_of(batch, self.num_classes) if self._pairs_labels else self.class_prior.labels(stream, len(real))
+        )
         return self.generator(z, own_label), own_label
 
     def _judge(self, images: Tensor, label: Tensor | None) -> DiscriminatorOutput:
@@ -286,7 +288,7 @@ class GAN(GenerativeModule):
 
     def _logits_of_real(self, batch: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            return self._judge(batch["image"], self._label_of(batch)).logits
+            return self._judge(batch["image"], label_of(batch, self.num_classes)).logits
 
     def _class_terms(self, *judged: tuple[DiscriminatorOutput, Tensor | None]) -> list[Tensor]:
         """Return the auxiliary classifier's loss on each set of images; none where D has no classifier."""
@@ -313,13 +315,6 @@ class GAN(GenerativeModule):
     def _critic(self, label: Tensor | None) -> Callable[[Tensor], Tensor]:
         return lambda images: self._judge(images, label).logits
 
-    def _label_of(self, batch: dict[str, Tensor]) -> Tensor | None:
-        if self.discriminator.num_classes is None:
-            return None
-        if "label" not in batch:
-            raise ValueError(NO_LABELS)
-        return batch["label"]
-
     # ------------------------------------------------------------------ validation and optimizers
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -336,7 +331,7 @@ class GAN(GenerativeModule):
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
         images = batch["image"]
         fake, fake_label = self._fakes(batch, self.held_out_stream(len(images), images.dtype))
-        real = self._judge(images, self._label_of(batch)).logits
+        real = self._judge(images, label_of(batch, self.num_classes)).logits
         judged = self._judge(fake, fake_label).logits
         values = {"loss_d": self.loss.discriminator(real, judged), "logit_real": real.mean()}
         self.log_held_out({f"{split}/{name}": value for name, value in values.items()}, len(real))

@@ -34,6 +34,9 @@ class FlowNetwork(nn.Module, ABC):
         ValueError: where a number is not positive or the shape is not three numbers.
     """
 
+    # called besides `forward`, which strategies that shard have to know
+    forward_methods = ("inverse",)
+
     def __init__(self, image_shape: Sequence[int], num_classes: int | None = None, null_class: bool = True) -> None:
         super().__init__()
         self.image_shape: ImageShape = image_shape_of(self, image_shape)
