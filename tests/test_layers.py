@@ -58,6 +58,7 @@ FLOORS = [
         "gan.module",
         "diffusion.module",
         "diffusion.drawing",
+        "one_network",
         "autoencoder.module",
         "autoencoder.coding",
         "autoencoder.vae",

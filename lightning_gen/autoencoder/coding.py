@@ -7,36 +7,24 @@ import torch
 from torch import Tensor
 
 from lightning_gen.autoencoder.net import AutoencoderNet
-from lightning_gen.ema import Averages
-from lightning_gen.module import GenerativeModule
+from lightning_gen.one_network import OneNetwork
 from lightning_gen.seeding import RandomStream
 from lightning_gen.stepping import evaluating
 
 
-class ImageCoder(GenerativeModule, ABC):
+class ImageCoder(OneNetwork, ABC):
     """An encoder, a bottleneck and a decoder of images; see `Autoencoder`, which trains them.
 
     Attributes:
         net: the three.
-        net_ema: averages of their weights.
     """
 
     net: AutoencoderNet
-    net_ema: Averages
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape `(C, H, W)` of an image."""
-        return tuple(self.net.image_shape)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape `(c, h, w)` of a latent."""
         return self.net.latent_shape
-
-    def weights_used(self, weights: str | None = None, **how: Any) -> str:
-        """Name the weights that are decoded with."""
-        return self.net_ema.resolve(weights)
 
     def draw(  # type: ignore[override]  # the options of `sample` are the family's own
         self, stream: RandomStream, n: int, cond: None = None, *, weights: str | None = None

@@ -130,7 +130,6 @@ class Autoencoder(ImageCoder):
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.on_nonfinite, self.nonfinite = on_nonfinite, NonFiniteLoss(on_nonfinite)
         self.compile_network = compile_network
-        self._learned = 0  # images of this step so far, those of batches left out not counted
         _check_fit(self.net, discriminator, perceptual_weight, adversarial_weight, discriminator_start)
 
     # ------------------------------------------------------------------ training
@@ -177,18 +176,16 @@ class Autoencoder(ImageCoder):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take one step of the autoencoder and, where there is one, of the discriminator, or parts of both."""
-        micro, listens = self.batch_number % self.accumulate, self.listens
-        self._learned = 0 if micro == 0 else self._learned
+        micro, listens = self.micro, self.listens
         images = batch["image"]
         stream = GeneratorStream(None, len(images), self.device, torch.promote_types(images.dtype, torch.float32))
         made, bottled = self.net(images, stream)
         losses = self._losses(images, made)
-        if not self.nonfinite.accepts(losses, self.iterations, self.trainer.world_size):
-            moved = self.steps.skip(micro=micro)
+        if not self.accepts(losses, len(images)):
+            self.take_step(None)
             if listens:
                 self.steps.skip(1, micro=micro, counted=False)
         else:
-            self._learned += len(images)
             loss = losses.total.mean() + bottled.loss
             logs: dict[str, Tensor | float] = {name: part.mean() for name, part in losses.parts.items()}
             logs |= bottled.logs
@@ -197,13 +194,10 @@ class Autoencoder(ImageCoder):
                 loss, logs = loss + deceiving, logs | told
             # sharded weights cannot be frozen, and the discriminator is not to learn to be deceived
             with gradients_aside(self.discriminator) if self.sharded and listens else nullcontext():
-                moved = self.steps(loss, micro=micro)
+                moved = self.take_step(loss)
             if listens:
                 logs |= self._step_discriminator(images, made.detach(), micro)
             self._log(logs | {"loss": loss}, moved)
-        if moved:
-            seen = self.saw(self._learned)
-            self.net_ema.update(self.net, seen, self.images_seen)
 
     def _losses(self, images: Tensor, made: Tensor) -> _Losses:
         """Compare images with their reconstructions, in float32 or wider."""
@@ -244,7 +238,7 @@ class Autoencoder(ImageCoder):
 
     def _log(self, logs: dict[str, Tensor | float], moved: bool) -> None:
         if moved and self.logs_now:
-            skipped = self.nonfinite.skipped + self.steps.gradients.skipped
+            skipped = self.skipped_batches
             self.log_scalars(logs | ({"skipped_batches": float(skipped)} if skipped else {}), bar=("loss",))
 
     # ------------------------------------------------------------------ validation and optimizers

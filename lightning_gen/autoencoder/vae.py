@@ -134,7 +134,6 @@ class VAE(VariationalSampler):
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.optimizer, self.scheduler = optimizer, scheduler
         self.on_nonfinite, self.nonfinite = on_nonfinite, NonFiniteLoss(on_nonfinite)
-        self._learned = 0  # images of this step so far, those of batches left out not counted
         self._data_size = 0
         self._units = ActiveUnits(latents.latent_dim)
 
@@ -146,12 +145,6 @@ class VAE(VariationalSampler):
         """
         self.sampling_prior = _checked_sampling_prior(prior, self.net.latents)
         self.sampling_prior_fitted.fill_(False)
-
-    @property
-    def skipped_batches(self) -> int:
-        """Batches left out for their loss, on this process, and steps left out for their gradient."""
-        steps = getattr(self, "steps", None)
-        return self.nonfinite.skipped + (steps.gradients.skipped if steps is not None else 0)
 
     # ------------------------------------------------------------------ training
 
@@ -173,23 +166,14 @@ class VAE(VariationalSampler):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take one step, or a part of it where gradients are accumulated."""
-        micro = self.batch_number % self.accumulate
         images = batch["image"]
         stream = self._training_stream(images)
         x, label = self.observed(images, stream), label_of(batch, self.num_classes)
         features, terms = self._terms(self.net, x, label, stream)
         losses = self.objective(terms, Setting(self.net.latents, stream, self.images_seen, self._data_size))
-        self._learned = 0 if micro == 0 else self._learned
-        if self.nonfinite.accepts(losses, self.iterations, self.trainer.world_size):
-            self._learned += len(images)
-            moved = self.steps(losses.total.mean(), micro=micro)
-        else:
-            moved = self.steps.skip(micro=micro)
-        if moved:
-            seen = self.saw(self._learned)
-            self.net_ema.update(self.net, seen, self.images_seen)
-            if self.logs_now:
-                self._log(losses, terms, features)
+        accepted = self.accepts(losses, len(images))
+        if self.take_step(losses.total.mean() if accepted else None) and self.logs_now:
+            self._log(losses, terms, features)
 
     def _training_stream(self, images: Tensor) -> RandomStream:
         return GeneratorStream(None, len(images), self.device, self._kind(images))

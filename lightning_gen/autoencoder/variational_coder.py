@@ -11,37 +11,25 @@ from lightning_gen.autoencoder.interpolation import slerp
 from lightning_gen.autoencoder.latents import GaussianLatents
 from lightning_gen.autoencoder.likelihoods import Bernoulli
 from lightning_gen.autoencoder.vae_net import VAENet
-from lightning_gen.ema import Averages
 from lightning_gen.errors import choose
 from lightning_gen.labels import ClassPrior
-from lightning_gen.module import GenerativeModule
+from lightning_gen.one_network import OneNetwork
 from lightning_gen.seeding import GeneratorStream, SampleStreams
 from lightning_gen.stepping import evaluating
 
 Classes: TypeAlias = int | Sequence[int] | Tensor
 
 
-class VariationalCoder(GenerativeModule, ABC):
+class VariationalCoder(OneNetwork, ABC):
     """The networks of a variational autoencoder, and its latents; see `VAE`, which trains them.
 
     Attributes:
         net: the networks.
-        net_ema: averages of their weights.
         class_prior: the classes of samples where none is asked for.
     """
 
     net: VAENet
-    net_ema: Averages
     class_prior: ClassPrior
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape `(C, H, W)` of an image."""
-        return tuple(self.net.image_shape)
-
-    def weights_used(self, weights: str | None = None, **how: object) -> str:
-        """Name the weights that `sample(weights=...)` draws by."""
-        return self.net_ema.resolve(weights)
 
     def _picked(self, weights: str | None) -> VAENet:
         return cast(VAENet, self.net_ema.pick(self.net, weights))

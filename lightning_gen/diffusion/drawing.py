@@ -25,21 +25,19 @@ from lightning_gen.diffusion.pictures import mask_of, picture_of
 from lightning_gen.diffusion.sampling import Sampler, Start, Watch
 from lightning_gen.diffusion.solvers import SOLVERS, Solver
 from lightning_gen.diffusion.thresholding import Threshold
-from lightning_gen.ema import Averages
 from lightning_gen.errors import choose
 from lightning_gen.labels import ClassPrior
-from lightning_gen.module import GenerativeModule
 from lightning_gen.networks.denoiser import DenoisingNetwork
+from lightning_gen.one_network import OneNetwork
 from lightning_gen.seeding import RandomStream, SampleStreams
 from lightning_gen.stepping import evaluating
 
 
-class DenoisingSampler(GenerativeModule, ABC):
+class DenoisingSampler(OneNetwork, ABC):
     """A denoising network and all that drawing by it takes; see `Diffusion`, which trains one.
 
     Attributes:
         net: the network.
-        net_ema: averages of its weights.
         path: how images become noise.
         parameterization: what the network is asked for.
         guidance: how its estimates are sharpened.
@@ -54,7 +52,6 @@ class DenoisingSampler(GenerativeModule, ABC):
     """
 
     net: DenoisingNetwork
-    net_ema: Averages
     path: Path
     parameterization: Parameterization
     guidance: Guidance
@@ -71,10 +68,6 @@ class DenoisingSampler(GenerativeModule, ABC):
     def sample_shape(self) -> tuple[int, ...]:
         """Shape `(C, H, W)` of an image."""
         return tuple(self.net.image_shape if self.codec is None else self.codec.image_shape)
-
-    def weights_used(self, weights: str | None = None, **how: Any) -> str:
-        """Name the weights of the network that `sample(weights=...)` draws by."""
-        return self.net_ema.resolve(weights)
 
     def draw(  # type: ignore[override]  # the options of `sample` are the family's own
         self,

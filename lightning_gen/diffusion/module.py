@@ -153,7 +153,6 @@ class Diffusion(DenoisingSampler):
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.optimizer, self.scheduler = optimizer, scheduler
         self.on_nonfinite, self.nonfinite = on_nonfinite, NonFiniteLoss(on_nonfinite)
-        self._learned = 0  # images of this step so far, those of batches left out not counted
         self.likelihood_steps = likelihood_steps
         self._check_fit(label_dropout)
 
@@ -178,12 +177,6 @@ class Diffusion(DenoisingSampler):
                 f"The network takes a picture of {self.net.image_channels} channels beside the noisy one, the"
                 f" conditioner makes one of {pictured}: set image_channels of the network to {pictured}."
             )
-
-    @property
-    def skipped_batches(self) -> int:
-        """Batches left out for their loss, on this process, and steps left out for their gradient."""
-        steps = getattr(self, "steps", None)
-        return self.nonfinite.skipped + (steps.gradients.skipped if steps is not None else 0)
 
     # ------------------------------------------------------------------ training
 
@@ -236,24 +229,14 @@ class Diffusion(DenoisingSampler):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take one step of the network, or a part of it where gradients are accumulated."""
-        micro = self.batch_number % self.accumulate
         x0 = batch["image"]
         stream = GeneratorStream(None, len(x0), self.device, torch.promote_types(x0.dtype, torch.float32))
         losses = self._losses(self.net, batch, stream, training=True)
-        loss = losses.total.mean()
-        self._learned = 0 if micro == 0 else self._learned
-        if self.nonfinite.accepts(losses, self.iterations, self.trainer.world_size):
-            self._learned += len(x0)
-            if self.times.learns:
-                self._learn_times(losses)
-            moved = self.steps(loss, micro=micro)
-        else:
-            moved = self.steps.skip(micro=micro)
-        if moved:
-            images = self.saw(self._learned)
-            self.net_ema.update(self.net, images, self.images_seen)
-            if self.logs_now:
-                self._log(losses)
+        accepted = self.accepts(losses, len(x0))
+        if accepted and self.times.learns:
+            self._learn_times(losses)
+        if self.take_step(losses.total.mean() if accepted else None) and self.logs_now:
+            self._log(losses)
 
     def _log(self, losses: Losses) -> None:
         logs: dict[str, Tensor | float] = {"loss": losses.total.mean(), **losses.logs}

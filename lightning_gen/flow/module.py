@@ -20,7 +20,7 @@ References:
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -31,16 +31,16 @@ from lightning_gen.dequantization import bits_per_dim, check_levels, dequantize,
 from lightning_gen.ema import Averages
 from lightning_gen.flow.density import denoised, log_density
 from lightning_gen.labels import ClassPrior, label_of
-from lightning_gen.module import GenerativeModule
 from lightning_gen.networks.embeddings import at_least_float32
 from lightning_gen.networks.flow import FlowNetwork
 from lightning_gen.nonfinite import NonFinitePolicy, checked
+from lightning_gen.one_network import OneNetwork
 from lightning_gen.optimizers import DiffusionAdamW, optimizer_with_schedule
 from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams
 from lightning_gen.stepping import ClipAlgorithm, evaluating
 
 
-class NormalizingFlow(GenerativeModule):
+class NormalizingFlow(OneNetwork):
     """A flow of images, trained by maximum likelihood.
 
     Args:
@@ -103,18 +103,8 @@ class NormalizingFlow(GenerativeModule):
         self.accumulate = accumulate
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.optimizer, self.scheduler = optimizer, scheduler
-        self._learned = 0  # images of this step so far
 
     # ------------------------------------------------------------------ sampling
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape `(C, H, W)` of an image."""
-        return tuple(self.net.image_shape)
-
-    def weights_used(self, weights: str | None = None, **how: Any) -> str:
-        """Name the weights of the network that `sample(weights=...)` draws by."""
-        return self.net_ema.resolve(weights)
 
     def draw(  # type: ignore[override]  # the options of `sample` are the family's own
         self,
@@ -226,7 +216,6 @@ class NormalizingFlow(GenerativeModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take one step of the network, or a part of it where gradients are accumulated."""
-        micro = self.batch_number % self.accumulate
         images = batch["image"]
         stream = GeneratorStream(None, len(images), self.device, torch.promote_types(images.dtype, torch.float32))
         label = label_of(batch, self.num_classes)
@@ -234,12 +223,9 @@ class NormalizingFlow(GenerativeModule):
             label = label.masked_fill(stream.uniform() < self.label_dropout, cast(int, self.num_classes))
         nats = log_density(self.net, self._noisy(images, stream), label)
         loss = -nats.mean() / images[0].numel()
-        self._learned = len(images) + (0 if micro == 0 else self._learned)
-        if self.steps(loss, micro=micro):
-            seen = self.saw(self._learned)
-            self.net_ema.update(self.net, seen, self.images_seen)
-            if self.logs_now:
-                self._log(loss, nats.detach(), images[0].numel())
+        self.learn_from(len(images))
+        if self.take_step(loss) and self.logs_now:
+            self._log(loss, nats.detach(), images[0].numel())
 
     def _log(self, loss: Tensor, nats: Tensor, dims: int) -> None:
         logs: dict[str, Tensor | float] = {"loss": loss}
