@@ -29,6 +29,7 @@ FLOORS = [
         "gan.ada_transforms",
         "gan.latents",
         "labels",
+        "training_images",
         "metrics",
         "data",
         "checkpoint_files",

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_gen.autoencoder.softplus import softplus
 from lightning_gen.dequantization import to_levels
 from lightning_gen.errors import choose
 from lightning_gen.seeding import RandomStream
@@ -71,6 +72,23 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def sample(self, params: Tensor, stream: RandomStream) -> Tensor:
         """Draw images, `(N, C, H, W)` in [-1, 1]."""
+
+    def params_of(self, mean: Tensor) -> Tensor:
+        """Return what a decoder that knows nothing yet would say: parameters of the mean of all images.
+
+        Args:
+            mean: `(C, H, W)` in [-1, 1].
+
+        Returns:
+            `(channels_out(C), H, W)`.
+
+        Raises:
+            ValueError: where the mean alone does not say.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not begin at the mean of the images: leave start_at_mean out, or use Bernoulli"
+            " or Gaussian."
+        )
 
     def check(self, x: Tensor) -> None:
         """Refuse images that this is no likelihood of; values are read on the CPU only, where that costs no wait.
@@ -158,6 +176,10 @@ class Gaussian(Likelihood):
         """Return the means, clamped to [-1, 1]."""
         return self._read(params)[0].clamp(-1, 1)
 
+    def params_of(self, mean: Tensor) -> Tensor:
+        """Return the mean, and deviations as they start."""
+        return torch.cat([mean, torch.zeros_like(mean)]) if self.learn == "pixel" else mean
+
     def sample(self, params: Tensor, stream: RandomStream) -> Tensor:
         """Draw images, clamped to [-1, 1]."""
         mean, log_std = self._read(params)
@@ -181,11 +203,15 @@ class Bernoulli(Likelihood):
         logits = wide(params)
         # p l - log(1 + e^l), in two reductions, so that neither product nor softplus is kept twice
         on = ((x.to(logits.dtype) + 1) * (0.5 * logits)).flatten(-3).sum(-1)
-        return on - F.softplus(logits).flatten(-3).sum(-1)
+        return on - softplus(logits).flatten(-3).sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the images expected: grays between black and white."""
         return 2 * torch.sigmoid(wide(params)) - 1
+
+    def params_of(self, mean: Tensor) -> Tensor:
+        """Return the logits, of probabilities between 0.001 and 0.999."""
+        return torch.logit((mean + 1) / 2, eps=1e-3)
 
     def sample(self, params: Tensor, stream: RandomStream) -> Tensor:
         """Draw black and white images."""

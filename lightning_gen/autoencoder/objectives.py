@@ -107,6 +107,10 @@ class VariationalObjective(nn.Module, ABC):
     samples: int = 1
     needs_data_size: bool = False
 
+    def samples_at(self, images: int) -> int:
+        """Return the draws of each image's latents after so many images were trained on."""
+        return self.samples
+
     @abstractmethod
     def forward(self, terms: Terms, setting: Setting) -> VariationalLosses:
         """Return the losses of a batch; called by all processes."""
@@ -192,16 +196,30 @@ class ELBO(VariationalObjective):
 class IWAE(VariationalObjective):
     """The importance-weighted bound; gradients pass through all of it.
 
+    With few draws a step is cheap, and its gradient tells the encoder more; with many the bound is tight. So their
+    number may double from 1 to K as training goes on.
+
     Args:
         samples: draws K of each image's latents; with 1 it is the evidence lower bound by draws.
+        warmup: images over which the draws double from 1 to K, each number for the same share of them; 0 for K draws
+            from the start, as in the paper.
 
     Raises:
-        ValueError: for no draw.
+        ValueError: for no draw, or a negative number of images.
     """
 
-    def __init__(self, samples: int = 50) -> None:
+    def __init__(self, samples: int = 50, warmup: int = 0) -> None:
         super().__init__()
-        self.samples = checked_samples(samples)
+        if warmup < 0:
+            raise ValueError(f"IWAE: warmup is a number of images, 0 or more; given was {warmup}.")
+        self.samples, self.warmup = checked_samples(samples), warmup
+
+    def samples_at(self, images: int) -> int:
+        """Return the draws of each image's latents after so many images were trained on: 1, 2, 4 ... K."""
+        if images >= self.warmup:
+            return self.samples
+        doublings = math.ceil(math.log2(self.samples))
+        return int(2 ** (images * doublings // self.warmup))
 
     def forward(self, terms: Terms, setting: Setting) -> VariationalLosses:
         """Return the losses of a batch."""

@@ -17,8 +17,8 @@ import torch
 from lightning_gen.autoencoder.fitting import Fitted, fit_prior
 from lightning_gen.autoencoder.priors import Prior
 from lightning_gen.autoencoder.vae import VAE
-from lightning_gen.images import from_uint8
 from lightning_gen.seeding import SampleStreams
+from lightning_gen.training_images import evenly, training_split
 
 _BATCH = 256
 
@@ -48,14 +48,11 @@ def fit_sampling_prior(
             "There is no prior to fit: give one, such as GaussianMixturePrior(latent_dim), or set sampling_prior"
             " (--model.sampling_prior GaussianMixturePrior)."
         )
-    split = datamodule.split("train")
-    count = min(images, len(split))
-    rows = (torch.arange(count) * len(split)) // count
     drawn = []
-    for part in torch.split(rows, _BATCH):
-        batch = from_uint8(torch.stack([split[int(row)]["image"] for row in part])).to(module.device)
-        stream = SampleStreams(seed, [int(row) for row in part], len(part), module.device, batch.dtype)
-        drawn.append(module.encode(module.observed(batch, stream), seed=seed, offset=part.tolist()).flatten(1))
+    for rows, batch in evenly(training_split(datamodule, "A prior is fitted to training images."), images, _BATCH):
+        batch = batch.to(module.device)
+        stream = SampleStreams(seed, rows, len(rows), module.device, batch.dtype)
+        drawn.append(module.encode(module.observed(batch, stream), seed=seed, offset=rows).flatten(1))
     fitted = fit_prior(module.sampling_prior.requires_grad_(True), torch.cat(drawn), seed=seed, **how)
     module.sampling_prior.requires_grad_(False)
     module.sampling_prior_fitted.fill_(True)

@@ -55,6 +55,10 @@ from lightning_gen.nonfinite import NonFiniteLoss, NonFinitePolicy
 from lightning_gen.optimizers import DiffusionAdamW, optimizer_with_schedule
 from lightning_gen.seeding import GeneratorStream, RandomStream
 from lightning_gen.stepping import ClipAlgorithm, evaluating
+from lightning_gen.training_images import evenly, training_split
+
+SIZE_IS_NEEDED = "BetaTC has to know the number of training images: give it as data_size (--model.objective.data_size)."
+MEAN_IS_NEEDED = "start_at_mean reads the training images; leave it out (--model.start_at_mean false)."
 
 
 class VAE(VariationalSampler):
@@ -69,6 +73,8 @@ class VAE(VariationalSampler):
         posterior_flow: bends the posterior; None for none.
         ladder: several layers of latents in the place of one; None for one.
         objective: what is minimized; None for the evidence lower bound.
+        start_at_mean: begin with the mean of the training images as what the decoder says of every latent, as the IWAE
+            paper does: the first thousands of steps are else spent on it.
         binarize: make gray images black and white at random: "static", an image once for all, or "dynamic", anew at
             every look; None leaves them.
         sampling_prior: what latents of samples are drawn from once it was fitted to those of a trained model; it takes
@@ -101,6 +107,7 @@ class VAE(VariationalSampler):
         posterior_flow: PosteriorFlow | None = None,
         ladder: Ladder | None = None,
         objective: VariationalObjective | None = None,
+        start_at_mean: bool = False,
         binarize: Binarization | None = None,
         sampling_prior: Prior | None = None,
         test_samples: int = 100,
@@ -121,6 +128,7 @@ class VAE(VariationalSampler):
         self.net_ema = Averages(self.net, ema_half_lives or [], ema_warmup)
         self.objective = objective if objective is not None else ELBO()
         self.objective.check(latents)
+        self.start_at_mean = start_at_mean
         self.num_classes = self.net.num_classes
         self.class_prior = ClassPrior(self.num_classes, label_prior)
         if binarize is not None:
@@ -149,13 +157,24 @@ class VAE(VariationalSampler):
     # ------------------------------------------------------------------ training
 
     def setup(self, stage: str) -> None:
-        """Learn how frequent the classes are, and how many images there are where that has to be known."""
+        """Learn of the training images what has to be known: the classes, how many there are, their mean."""
         super().setup(stage)
         if stage == "fit":
             datamodule = getattr(self.trainer, "datamodule", None)
             self.class_prior.learn(datamodule)
             if self.objective.needs_data_size and getattr(self.objective, "data_size", None) is None:
-                self._data_size = training_images(datamodule)
+                self._data_size = len(training_split(datamodule, SIZE_IS_NEEDED))
+            if self.start_at_mean and self.trainer.ckpt_path is None and self.iterations == 0:
+                self._start(datamodule)
+
+    def _start(self, datamodule: Any) -> None:
+        """Let the decoder say the mean of the training images, of 10,000 of them at most."""
+        count, total = 0, torch.zeros(())
+        for rows, batch in evenly(training_split(datamodule, MEAN_IS_NEEDED), 10_000, 256):
+            count, total = count + len(rows), total + batch.double().sum(0)
+        mean = (total / count).to(self.device, cast(torch.dtype, self.dtype))
+        self.net.decoder.start_at(self.net.likelihood.params_of(mean))
+        self.net_ema.restart(self.net)
 
     def check_sharding(self) -> None:
         """Refuse to be sharded: encoder and decoder are called one without the other."""
@@ -169,7 +188,7 @@ class VAE(VariationalSampler):
         images = batch["image"]
         stream = self._training_stream(images)
         x, label = self.observed(images, stream), label_of(batch, self.num_classes)
-        features, terms = self._terms(self.net, x, label, stream)
+        features, terms = self._terms(self.net, x, label, stream, self.objective.samples_at(self.images_seen))
         losses = self.objective(terms, Setting(self.net.latents, stream, self.images_seen, self._data_size))
         accepted = self.accepts(losses, len(images))
         if self.take_step(losses.total.mean() if accepted else None) and self.logs_now:
@@ -178,11 +197,13 @@ class VAE(VariationalSampler):
     def _training_stream(self, images: Tensor) -> RandomStream:
         return GeneratorStream(None, len(images), self.device, self._kind(images))
 
-    def _terms(self, net: VAENet, x: Tensor, label: Tensor | None, stream: RandomStream) -> tuple[Tensor, Terms]:
-        """Return the encoder's features of images, and what they say of the bound."""
+    def _terms(
+        self, net: VAENet, x: Tensor, label: Tensor | None, stream: RandomStream, samples: int
+    ) -> tuple[Tensor, Terms]:
+        """Return the encoder's features of images, and what so many draws of their latents say of the bound."""
         net.likelihood.check(x)
         features = net.encoder(x, label)
-        return features, net.terms(features, x, net.noise(stream, self.objective.samples), label)
+        return features, net.terms(features, x, net.noise(stream, samples), label)
 
     @torch.no_grad()
     def _log(self, losses: VariationalLosses, terms: Terms, features: Tensor) -> None:
@@ -234,7 +255,7 @@ class VAE(VariationalSampler):
         stream = self.held_out_stream(len(images), self._kind(images))
         x = self.observed(images, stream)
         with evaluating(net):
-            features, terms = self._terms(net, x, label, stream)
+            features, terms = self._terms(net, x, label, stream, self.objective.samples)
             self._units.add(net.latents.mean(features))
             values = {f"{split}/{name}": value for name, value in _summary(terms).items()}
             if self.objective.samples > 1:
@@ -281,18 +302,3 @@ def _checked_sampling_prior(prior: Prior | None, latents: LatentModel) -> Prior 
     if isinstance(prior, VampPrior):
         raise ValueError("VampPrior is learned together with the encoder: give it as prior.")
     return prior.requires_grad_(False)
-
-
-def training_images(datamodule: Any) -> int:
-    """Return the number of training images of a data module.
-
-    Raises:
-        MisconfigurationException: where it does not tell.
-    """
-    split = getattr(datamodule, "split", None)
-    if split is None:
-        raise MisconfigurationException(
-            "BetaTC has to know the number of training images, which this data does not tell: give it as data_size"
-            " (--model.objective.data_size)."
-        )
-    return len(split("train"))

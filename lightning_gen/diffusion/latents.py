@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_gen.codec import Codec
-from lightning_gen.images import from_uint8
+from lightning_gen.training_images import evenly, training_split
 
 if TYPE_CHECKING:
     from lightning_gen.diffusion.module import Diffusion
@@ -99,7 +99,7 @@ def whiten(codec: Codec, datamodule: Any, device: torch.device) -> None:
     """Take mean and standard deviation of the latents from the training images, once; every process takes the same.
 
     Raises:
-        ValueError: where the data module's training images cannot be read one by one.
+        MisconfigurationException: where the data module's training images cannot be read one by one.
     """
     if bool(codec.whitened) or codec.whiten == 0:
         return
@@ -107,19 +107,12 @@ def whiten(codec: Codec, datamodule: Any, device: torch.device) -> None:
     if statistics is not None:
         codec.take(*statistics)
         return
-    if not hasattr(datamodule, "split"):
-        raise ValueError(
-            "A codec's latents are whitened by those of training images, so it needs a data module of"
-            " lightning_gen.data, or one with `split(name)`; or give the codec whiten=0."
-        )
-    images = datamodule.split("train")
-    count = min(codec.whiten, len(images))
-    # evenly from all of them, for a folder may be sorted
-    rows = (torch.arange(count) * len(images)) // count
+    images = training_split(
+        datamodule, "A codec's latents are whitened by those of training images; whiten=0 leaves them as they are."
+    )
 
     def latents() -> Iterator[Tensor]:
-        for part in torch.split(rows, _BATCH):
-            batch = torch.stack([images[int(row)]["image"] for row in part])
-            yield codec.raw(from_uint8(batch).to(device=device, dtype=codec.mean.dtype))
+        for _, batch in evenly(images, codec.whiten, _BATCH):
+            yield codec.raw(batch.to(device=device, dtype=codec.mean.dtype))
 
     codec.learn(latents())

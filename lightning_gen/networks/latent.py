@@ -124,6 +124,16 @@ class LatentDecoder(nn.Module, ABC):
     def make(self, latent_dim: int, out_channels: int) -> None:
         """Make the layers from vectors of this length to so many channels."""
 
+    def start_at(self, params: Tensor) -> None:
+        """Begin at these parameters, `(out_channels, H, W)`, whatever the latent: the bias of the last layer.
+
+        Raises:
+            ValueError: where the last layer has no bias of its own for every pixel.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no bias for every pixel to begin at: leave start_at_mean out, or use MLPDecoder."
+        )
+
     @abstractmethod
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Map latents `(N, latent_dim)` and classes, int64 `(N,)`, to parameters `(N, out_channels, H, W)`."""

@@ -12,6 +12,7 @@ References:
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lightning_gen.networks.conditioning import concat_label
@@ -87,6 +88,11 @@ class MLPDecoder(LatentDecoder):
         self.layers = nn.Sequential(*hidden_layers(self, inputs, self.hidden, self.activation))
         _, height, width = self.image_shape
         self.head = nn.Linear(self.hidden[-1] if self.hidden else inputs, out_channels * height * width)
+
+    @torch.no_grad()
+    def start_at(self, params: Tensor) -> None:
+        """Take these parameters, `(out_channels, H, W)`, as the bias of the last layer."""
+        self.head.bias.copy_(params.flatten())
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Map latents `(N, latent_dim)` and labels `(N,)` to parameters `(N, out_channels, H, W)`."""
