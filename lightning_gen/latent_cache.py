@@ -29,6 +29,7 @@ from lightning_gen.images import from_uint8
 
 Progress = Callable[[str, int, int], None]
 DType = Literal["float32", "float16"]
+_MIRRORED = "mirrored"
 
 
 class LatentWriter:
@@ -41,6 +42,7 @@ class LatentWriter:
         shard_mb: about how large a file gets, in units of 1e6 bytes.
         batch_size: images that are encoded at a time.
         dtype: of the files; float16 halves them, and rounds to three digits.
+        flip: whether the training images are encoded mirrored too, for training that flips them at random.
 
     Raises:
         ValueError: where the images do not fit the codec, or a number is out of range.
@@ -54,6 +56,7 @@ class LatentWriter:
         shard_mb: float = 64.0,
         batch_size: int = 64,
         dtype: DType = "float32",
+        flip: bool = False,
     ) -> None:
         if shard_mb <= 0 or batch_size < 1:
             raise ValueError(f"shard_mb is above 0 and batch_size 1 or more; given were {shard_mb} and {batch_size}.")
@@ -63,7 +66,7 @@ class LatentWriter:
                 " the data that size (--data_size), or a codec that was trained on it."
             )
         self.codec, self.data, self.out = codec, data, Path(out).expanduser()
-        self.batch_size, self.dtype = batch_size, np.dtype(dtype)
+        self.batch_size, self.dtype, self.flip = batch_size, np.dtype(dtype), flip
         self.device = codec.mean.device
         bytes_each = int(np.prod(codec.latent_shape)) * self.dtype.itemsize
         self.per_file = max(1, int(shard_mb * 1e6 / bytes_each))
@@ -77,25 +80,26 @@ class LatentWriter:
         Raises:
             RunError: where the folder holds something else.
         """
-        made = {"data": self.data.name, "dtype": self.dtype.name, "images_per_file": self.per_file}
+        made = {"data": self.data.name, "dtype": self.dtype.name, "images_per_file": self.per_file, "flip": self.flip}
         fingerprints = {split: self.data.fingerprint(split) for split in SPLITS.values()}
         codec = self.codec.fingerprint()
         self._begin({**made, "codec": codec, "images": fingerprints})
         splits = {split: self.data.split(split) for split in SPLITS.values()}
-        total = sum(-(-len(images) // self.per_file) for images in splits.values())
-        files: dict[Split, list[LatentFile]] = {}
+        passes: list[tuple[str, Split, bool]] = [(split, split, False) for split in splits]
+        passes += [(_MIRRORED, "train", True)] * self.flip
+        total = sum(-(-len(splits[split]) // self.per_file) for _, split, _ in passes)
+        files: dict[str, list[LatentFile]] = {name: [] for name, _, _ in passes}
         done = 0
-        for split, images in splits.items():
-            files[split] = []
-            for number, first in enumerate(range(0, len(images), self.per_file)):
-                rows = torch.arange(first, min(first + self.per_file, len(images)))
-                name = f"{split}-{number:05}.npy"
-                files[split].append(self._file(name, images, rows))
+        for name, split, mirrored in passes:
+            for rows in torch.split(torch.arange(len(splits[split])), self.per_file):
+                files[name].append(self._file(f"{name}-{len(files[name]):05}.npy", splits[split], rows, mirrored))
                 done += 1
                 if progress is not None:
-                    progress(name, done, total)
+                    progress(files[name][-1].file, done, total)
         mean, std = self._statistics(files["train"])
-        index = LatentIndex(codec, self.codec.latent_shape, files, fingerprints, mean, std, made)
+        of_splits = {split: files[split] for split in splits}
+        mirrored_files = files.get(_MIRRORED, [])
+        index = LatentIndex(codec, self.codec.latent_shape, of_splits, fingerprints, mean, std, made, mirrored_files)
         with written_whole(self.out / LATENTS) as partial:
             partial.write_text(index.to_json(), encoding="utf-8")
         return index
@@ -116,19 +120,22 @@ class LatentWriter:
         with written_whole(path) as partial:
             partial.write_text(content, encoding="utf-8")
 
-    def _file(self, name: str, images: ImageDataset, rows: Tensor) -> LatentFile:
+    def _file(self, name: str, images: ImageDataset, rows: Tensor, mirrored: bool) -> LatentFile:
         path = self.out / name
         if not path.is_file():
-            latents = np.concatenate(list(self._encoded(images, rows)))
+            latents = np.concatenate(list(self._encoded(images, rows, mirrored)))
             # through a file handle, for numpy adds an ending to a name
             with written_whole(path) as partial, partial.open("wb") as file:
                 np.save(file, latents, allow_pickle=False)
         content = path.read_bytes()
         return LatentFile(name, len(rows), len(content), hashlib.sha256(content).hexdigest())
 
-    def _encoded(self, images: ImageDataset, rows: Tensor) -> Iterator[np.ndarray]:
+    def _encoded(self, images: ImageDataset, rows: Tensor, mirrored: bool) -> Iterator[np.ndarray]:
         for part in torch.split(rows, self.batch_size):
-            pixels = from_uint8(images.batch(part)["image"]).to(device=self.device, dtype=self.codec.mean.dtype)
+            batch = images.batch(part)
+            if mirrored:
+                images.mirror(batch, part, torch.ones(len(part), dtype=torch.bool))
+            pixels = from_uint8(batch["image"]).to(device=self.device, dtype=self.codec.mean.dtype)
             latents = self.codec.raw(pixels).float().cpu().numpy().astype(self.dtype)
             if not np.isfinite(latents).all():
                 raise RunError(

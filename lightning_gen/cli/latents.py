@@ -18,9 +18,11 @@ def latents(options: Namespace) -> int:
     with usage():
         codec = TrainedCodec(options.codec, options.weights).to(pick_device(options.device))
         data = load_data(options.data, **{name: value for name, value in given.items() if value is not None})
-        writer = LatentWriter(codec, data, options.out, options.shard_mb, options.batch_size, options.dtype)
+        writer = LatentWriter(
+            codec, data, options.out, options.shard_mb, options.batch_size, options.dtype, options.flip
+        )
     index = writer.write(_progress)
-    for split, files in index.splits.items():
+    for split, files in [*index.splits.items(), *([("mirrored", index.mirrored)] if options.flip else [])]:
         size = sum(file.bytes for file in files) / 1e6
         print(f"{split}: {sum(file.images for file in files)} latents in {len(files)} files, {size:.1f} MB")
     print(f"{' x '.join(map(str, index.shape))}, codec {index.codec}")

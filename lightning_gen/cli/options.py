@@ -20,7 +20,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a UsageError."""
-        raise UsageError(f"{message}. `{self.prog} --help` shows the options.")
+        end = "" if message.endswith("?") else "."
+        raise UsageError(f"{message}{end} `{self.prog} --help` shows the options.")
 
     def parse_all(self, args: list[str]) -> argparse.Namespace:
         """Read the options; one that there is not is an error, which names the nearest."""
@@ -186,6 +187,7 @@ def parse_latents(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--data_size", type=_positive)
     parser.add_argument("--batch_size", type=_positive, default=64)
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--flip", action="store_true")
     parser.add_argument("--shard_mb", type=_megabytes, default=64.0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     options = parser.parse_all(args)

@@ -216,6 +216,7 @@ options:
                             where a named data set lies; height and width of a folder's images
   --weights NAME            of the codec: raw, ema, ... (default: the first average where there is one)
   --dtype float32|float16   of the files; float16 halves them (default: float32)
+  --flip                    the training images mirrored too, for training with --data.images.flip true
   --shard_mb N              about how large a file gets, in 1e6 bytes (default: 64)
   --batch_size N            images encoded at a time (default: 64)
   --device auto|cpu|cuda|mps  (default: auto)

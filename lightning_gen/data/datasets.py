@@ -41,6 +41,10 @@ class ImageDataset(Dataset[Batch], ABC):
     def batch(self, indices: Tensor) -> Batch:
         """Fetch the images of these indices, int64 `(B,)`, in this order."""
 
+    def mirror(self, batch: Batch, indices: Tensor, which: Tensor) -> None:
+        """Mirror images of a batch left to right: those that `which`, bool `(B,)`, says."""
+        batch["image"] = torch.where(which.view(-1, 1, 1, 1), batch["image"].flip(-1), batch["image"])
+
     def __getitem__(self, index: int) -> Batch:
         size = len(self)
         if not -size <= index < size:
@@ -128,8 +132,7 @@ class BatchView(Dataset[Batch]):
         epochs, rows = counted // len(self.dataset), counted % len(self.dataset)
         batch = self.dataset.batch(rows)
         if self.flip:
-            mirrored = flips(self.seed, epochs, rows).view(-1, 1, 1, 1)
-            batch["image"] = torch.where(mirrored, batch["image"].flip(-1), batch["image"])
+            self.dataset.mirror(batch, rows, flips(self.seed, epochs, rows))
         return batch
 
 

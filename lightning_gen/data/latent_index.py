@@ -3,6 +3,7 @@
 latents.json        the codec's fingerprint, of every split the fingerprint of its images and its files
 plan.json           what was to be written: the command that was cut off goes on by it
 train-00000.npy     float32 or float16 (n, c, h, w): latents in the order of the images, not whitened
+mirrored-00000.npy  the same of the training images mirrored left to right, where they were asked for
 """
 
 import json
@@ -14,7 +15,7 @@ from lightning_gen.data.datasets import Split
 from lightning_gen.errors import MissingData
 
 LATENTS, PLAN = "latents.json", "plan.json"
-FORMAT, VERSION = "lightning_gen.latents", 1
+FORMAT, VERSION = "lightning_gen.latents", 2
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class LatentIndex:
         mean: of each channel over the training images.
         std: of each channel over the training images.
         made: how they were made, for whoever wants to know.
+        mirrored: the files of the mirrored training images; none where they were not asked for.
     """
 
     codec: str
@@ -55,6 +57,7 @@ class LatentIndex:
     mean: list[float]
     std: list[float]
     made: dict[str, Any] = field(default_factory=dict)
+    mirrored: list[LatentFile] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return the file's content."""
@@ -79,7 +82,8 @@ def read_latent_index(folder: Path) -> LatentIndex:
         if fields.pop("format") != FORMAT or fields.pop("version") > VERSION:
             raise ValueError("another format, or a newer version")
         splits = {split: [LatentFile(**file) for file in files] for split, files in fields.pop("splits").items()}
+        mirrored = [LatentFile(**file) for file in fields.pop("mirrored", [])]  # of version 2
         channels, height, width = fields.pop("shape")
-        return LatentIndex(shape=(channels, height, width), splits=splits, **fields)
+        return LatentIndex(shape=(channels, height, width), splits=splits, mirrored=mirrored, **fields)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is no index of cached latents ({error}): write them again by {command}.") from error

@@ -23,10 +23,17 @@ class LatentSet(ImageDataset):
         folder: where the files are.
         files: in order.
         labels: of the images, int64 `(N,)`; None where there are none.
+        mirrored: latents of the mirrored images; None where they are never asked for.
     """
 
-    def __init__(self, folder: Path, files: Sequence[LatentFile], labels: Tensor | None) -> None:
-        self.labels = labels
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[LatentFile],
+        labels: Tensor | None,
+        mirrored: "LatentSet | None" = None,
+    ) -> None:
+        self.labels, self.mirrored = labels, mirrored
         self.paths = [folder / file.file for file in files]
         self.starts = np.cumsum([0] + [file.images for file in files])
         self._open: dict[int, np.ndarray] = {}
@@ -46,6 +53,13 @@ class LatentSet(ImageDataset):
             batch["label"] = self.labels.index_select(0, indices)
         return batch
 
+    def mirror(self, batch: Batch, indices: Tensor, which: Tensor) -> None:
+        """Put the latents of mirrored images in the place of those that `which`, bool `(B,)`, says."""
+        if self.mirrored is None:
+            raise ValueError("There are no latents of mirrored images here.")
+        if which.any():
+            batch["latent"][which] = self.mirrored.batch(indices[which])["latent"]
+
     def _file(self, number: int) -> np.ndarray:
         if number not in self._open:
             self._open[number] = np.load(self.paths[number], mmap_mode="r", allow_pickle=False)
@@ -61,12 +75,12 @@ class LatentsDataModule(ImageDataModule):
 
     Args:
         path: folder with the latents.
-        images: the data they were made of, which say how batches are shuffled by their own seed.
+        images: the data they were made of, which say whether images are flipped at random.
         check: what is looked at before training: "size", that the files are there and as long as they were; "content",
             every byte of them.
         batch_size: images a batch, over all ranks.
         num_workers: processes that load.
-        seed: of the order.
+        seed: of the order and the flips.
         n_predict: number of samples that `Trainer.predict` draws.
 
     Attributes:
@@ -74,7 +88,8 @@ class LatentsDataModule(ImageDataModule):
 
     Raises:
         MissingData: where there are no latents.
-        ValueError: where they are of other images, damaged, or the images would be flipped at random.
+        ValueError: where they are of other images, damaged, or the images would be flipped at random and were not
+            cached mirrored.
     """
 
     def __init__(
@@ -87,13 +102,13 @@ class LatentsDataModule(ImageDataModule):
         seed: int = 0,
         n_predict: int = 64,
     ) -> None:
-        super().__init__(batch_size, num_workers, False, seed, n_predict)
-        if images.flip:
+        super().__init__(batch_size, num_workers, images.flip, seed, n_predict)
+        self.path, self.images, self.check = Path(path).expanduser(), images, check
+        if images.flip and not self.index.mirrored:
             raise ValueError(
                 "The images were cached as they are, and flip=true would mirror half of them: set flip to false"
-                " (--data.images.flip false)."
+                " (--data.images.flip false), or write the latents again by `lightning-gen latents ... --flip`."
             )
-        self.path, self.images, self.check = Path(path).expanduser(), images, check
         self.name = images.name
         self.codec_fingerprint = self.index.codec
 
@@ -118,7 +133,7 @@ class LatentsDataModule(ImageDataModule):
 
     def _training_set(self) -> ImageDataset:
         """Return the latents, after a look at what they were made of."""
-        files = self.index.splits["train"]
+        files, mirrored = self.index.splits["train"], self.index.mirrored if self.flip else []
         known, given = self.index.data["train"], self.images.fingerprint("train")
         if known != given:
             raise ValueError(
@@ -126,9 +141,10 @@ class LatentsDataModule(ImageDataModule):
                 f" {given[:16]}): give data.images the data, size and options of the `lightning-gen latents` command,"
                 " or write latents of these images to another folder."
             )
-        for file in files:
+        for file in (*files, *mirrored):
             self._check(file)
-        return LatentSet(self.path, files, self.images.split("train").labels)
+        flipped = LatentSet(self.path, mirrored, None) if mirrored else None
+        return LatentSet(self.path, files, self.images.split("train").labels, flipped)
 
     def _check(self, file: LatentFile) -> None:
         path = self.path / file.file

@@ -131,7 +131,8 @@ class LatentDecoder(nn.Module, ABC):
             ValueError: where the last layer has no bias of its own for every pixel.
         """
         raise ValueError(
-            f"{type(self).__name__} has no bias for every pixel to begin at: leave start_at_mean out, or use MLPDecoder."
+            f"{type(self).__name__} has no bias for every pixel to begin at: leave start_at_mean out, or use"
+            " MLPDecoder."
         )
 
     @abstractmethod

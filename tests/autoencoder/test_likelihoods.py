@@ -9,6 +9,7 @@ from scipy import stats
 
 from lightning_gen.autoencoder import Bernoulli, DiscretizedLogistic, DiscretizedLogisticMixture, Gaussian
 from lightning_gen.autoencoder.logistics import log_mass
+from lightning_gen.autoencoder.softplus import softplus
 from lightning_gen.images import from_uint8
 from lightning_gen.seeding import GeneratorStream, SampleStreams
 
@@ -109,6 +110,38 @@ def test_bernoulli_is_the_cross_entropy_and_a_mass():
     torch.testing.assert_close(
         (masses.view(-1, 1, 1, 1) * all_images).sum(0, keepdim=True), likelihood.mean(one), rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_fast_softplus_is_torchs_to_the_rounding_of_one(dtype):
+    """Its gradient is the sigmoid, at 0 and far out too; differentiated again it is the sigmoid's derivative."""
+    spread = torch.linspace(-60, 60, 4001, dtype=dtype)
+    logits = torch.cat([spread, torch.tensor([0.0, -1e4, 1e4, 300.0, -300.0], dtype=dtype)]).requires_grad_()
+    found, exact = softplus(logits), torch.logaddexp(logits.double(), torch.zeros(()).double())
+    assert ((found - exact).abs() <= torch.finfo(dtype).eps * exact.clamp(min=1)).all()
+    first = torch.autograd.grad(found.sum(), logits, create_graph=True)[0]
+    torch.testing.assert_close(first, torch.sigmoid(logits), rtol=0, atol=0)
+    second = torch.autograd.grad(first.sum(), logits)[0]
+    torch.testing.assert_close(second, (first * (1 - first)).detach(), rtol=0, atol=1e-7)
+    assert torch.autograd.gradcheck(softplus, torch.linspace(-9, 9, 8, dtype=torch.float64).requires_grad_())
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian", "scalar", "pixel"])
+def test_parameters_of_a_mean_have_that_mean(kind):
+    likelihood = KINDS[kind]().double()
+    mean = 0.98 * images(n=1)[0]
+    params = likelihood.params_of(mean)
+    assert params.shape[0] == likelihood.channels_out(3)
+    torch.testing.assert_close(likelihood.mean(params[None])[0], mean, rtol=0, atol=1e-12)
+    if kind != "bernoulli":  # the deviation is the one it starts from
+        assert likelihood._read(params[None])[1].exp().unique().item() == pytest.approx(likelihood.std)
+
+
+def test_black_and_white_means_stay_finite():
+    params = Bernoulli().params_of(torch.tensor([[[-1.0, 1.0]]]))
+    torch.testing.assert_close(Bernoulli().mean(params[None]), torch.tensor([[[[-0.998, 0.998]]]]), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="leave start_at_mean out"):
+        DiscretizedLogistic().params_of(torch.zeros(1, 2, 2))
 
 
 @pytest.mark.parametrize("levels", [2, 5, 17, 256])

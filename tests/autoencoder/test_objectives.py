@@ -115,6 +115,16 @@ def test_free_bits_of_layers():
     torch.testing.assert_close(losses.total.mean(), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("samples", "numbers"), [(50, [1, 2, 4, 8, 16, 32]), (4, [1, 2]), (1, [])])
+def test_draws_double_up_to_those_asked_for(samples, numbers):
+    objective = IWAE(samples, warmup=600)
+    each = [objective.samples_at(images) for images in range(600)]
+    assert each == [number for number in numbers for _ in range(600 // len(numbers))] or not numbers
+    assert objective.samples_at(600) == objective.samples_at(10**9) == samples
+    assert IWAE(samples).samples_at(0) == samples
+    assert ELBO(samples=3).samples_at(0) == 3
+
+
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="beta is 0 or more; given was -1"):
         ELBO(-1)
@@ -122,6 +132,8 @@ def test_settings_out_of_range_are_refused():
         ELBO(capacity=1.0, free_bits=1.0)
     with pytest.raises(ValueError, match="samples is the number of draws"):
         IWAE(0)
+    with pytest.raises(ValueError, match="warmup is a number of images"):
+        IWAE(5, warmup=-1)
     with pytest.raises(ValueError, match="Did you mean 'layer'"):
         ELBO(free_bits_of="layers")
     with pytest.raises(ValueError, match="alpha of at most 1"):

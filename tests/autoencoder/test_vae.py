@@ -11,6 +11,7 @@ from tiny import SHAPE, TinyData, tiny_vae, trainer, weights
 from lightning_gen.autoencoder import (
     ELBO,
     IWAE,
+    VAE,
     Bernoulli,
     BetaTC,
     DiscretizedLogistic,
@@ -26,6 +27,7 @@ from lightning_gen.autoencoder.importance import importance_sampled
 from lightning_gen.autoencoder.interpolation import slerp
 from lightning_gen.errors import RunError
 from lightning_gen.images import from_uint8
+from lightning_gen.networks.latent_conv import ConvDecoder
 from lightning_gen.networks.latent_mlp import MLPDecoder, MLPEncoder
 from lightning_gen.seeding import SampleStreams
 
@@ -99,6 +101,67 @@ def test_bits_are_nats_per_dimension_and_need_a_mass():
         module.log_likelihood(x, chunk=0)
     with pytest.raises(ValueError, match="samples is the number"):
         module.log_likelihood(x, samples=0)
+
+
+# ---------------------------------------------------------------------- where it starts
+
+
+def test_it_starts_at_the_mean_of_the_images(tmp_path):
+    """The decoder says the mean whatever the latent, up to its small first weights; the average of weights too."""
+    module = tiny_vae(start_at_mean=True, ema_half_lives=[100]).double()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    data = TinyData()
+    run = trainer(tmp_path, max_steps=1, max_epochs=-1, limit_train_batches=0, limit_val_batches=0)
+    run.fit(module, datamodule=data)
+    mean = torch.stack([from_uint8(data.split("train")[i]["image"]) for i in range(data.n)]).double().mean(0)
+    changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"{net}.decoder.head.bias" for net in ("net", "net_ema.averages.ema-100.network")}
+    for name in ("raw", "ema"):
+        bias = module._picked(name).decoder.head.bias
+        torch.testing.assert_close(bias, torch.logit((mean + 1) / 2).flatten(), rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_trained_model_does_not_start_again(tmp_path):
+    run, module = fitted(tmp_path, steps=3, module=tiny_vae(start_at_mean=True))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    for path in (None, str(tmp_path / "x.ckpt")):
+        again = tiny_vae(start_at_mean=True)
+        if path is None:
+            again.on_load_checkpoint(torch.load(tmp_path / "x.ckpt", weights_only=True))
+            again.load_state_dict(module.state_dict())
+        trainer(tmp_path, max_steps=3, max_epochs=-1, limit_train_batches=0).fit(again, TinyData(), ckpt_path=path)
+        assert torch.equal(again.net.decoder.head.bias, module.net.decoder.head.bias)
+
+
+@pytest.mark.parametrize(
+    ("module", "match"),
+    [
+        (lambda: tiny_vae(start_at_mean=True, likelihood=DiscretizedLogistic()), "use Bernoulli or Gaussian"),
+        (lambda: VAE(MLPEncoder([8], SHAPE), ConvDecoder(2, 1, 8, SHAPE), 3, start_at_mean=True), "use MLPDecoder"),
+    ],
+)
+def test_what_cannot_start_at_the_mean_says_so(tmp_path, module, match):
+    with pytest.raises(ValueError, match=match):
+        fitted(tmp_path, module=module())
+
+
+def test_data_that_cannot_be_read_one_by_one(tmp_path):
+    with pytest.raises(MisconfigurationException, match="start_at_mean reads the training images"):
+        loader = TinyData().train_dataloader()
+        trainer(tmp_path, max_steps=1).fit(tiny_vae(start_at_mean=True), loader, loader)
+
+
+def test_training_draws_as_many_latents_as_the_objective_says(tmp_path, monkeypatch):
+    module = tiny_vae(objective=IWAE(4, warmup=32))
+    drawn, noise = [], type(module.net).noise
+
+    def counted(self, stream, samples):
+        drawn.append(samples)
+        return noise(self, stream, samples)
+
+    monkeypatch.setattr(type(module.net), "noise", counted)
+    fitted(tmp_path, steps=6, module=module, limit_val_batches=0)
+    assert drawn == [1, 1, 2, 2, 4, 4]
 
 
 # ---------------------------------------------------------------------- black and white

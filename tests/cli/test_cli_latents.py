@@ -76,6 +76,16 @@ def test_cached_latents(first, run, here):
     code, _, err = run("fit", *SECOND, *CODEC, *data, *SHORT, "--trainer.default_root_dir=runs/cached")
     assert code == 0, err
     assert load_module(here / "runs" / "cached").sample(2, seed=0).shape == (2, 1, 8, 8)
+    flipped = [*data, "--data.images.flip=true"]
+    code, _, err = run("fit", *SECOND, *CODEC, *flipped, *SHORT, "--trainer.default_root_dir=runs/flipped")
+    assert code != 0
+    assert "latents ... --flip" in err
+    code, out, err = run("latents", "runs/first", "digits", "mirrored", "--flip")
+    assert code == 0, err
+    assert "mirrored: 1" in out
+    flipped[1] = "--data.path=mirrored"
+    code, _, err = run("fit", *SECOND, *CODEC, *flipped, *SHORT, "--trainer.default_root_dir=runs/flipped")
+    assert code == 0, err
     raw = [*CODEC, "--model.codec.weights=raw"]
     code, _, err = run("fit", *SECOND, *raw, *data, *SHORT, "--trainer.default_root_dir=runs/other")
     assert code != 0

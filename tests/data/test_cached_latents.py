@@ -45,6 +45,13 @@ def cache(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def flipped_cache(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cache") / "flipped"
+    write(out, flip=True)
+    return out
+
+
 def test_they_are_the_latents_of_the_images_in_their_order(cache):
     data, codec = LatentsDataModule(str(cache), digits()), Encoders()
     images = data.split("train")
@@ -61,10 +68,13 @@ def test_they_are_the_latents_of_the_images_in_their_order(cache):
     assert len(data.index.splits["train"]) > 2
 
 
-def test_training_on_them_is_training_on_the_images(cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_on_them_is_training_on_the_images(cache, flipped_cache, tmp_path, monkeypatch, flip):
+    """With flips too: the same images are mirrored in the same epochs."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     trained = []
-    for data in (digits(), LatentsDataModule(str(cache), digits(), batch_size=16)):
+    images, out = digits(flip=flip), str(flipped_cache if flip else cache)
+    for data in (images, LatentsDataModule(out, digits(flip=flip), batch_size=16)):
         torch.manual_seed(0)
         module = Diffusion(TinyDenoiser((2, 4, 4)), codec=Encoders())
         trainer(tmp_path, max_steps=4, max_epochs=-1, limit_val_batches=1, val_check_interval=2).fit(module, data)
@@ -82,26 +92,53 @@ def test_batches_are_those_of_the_seed_and_epoch(cache, workers):
         assert second["latent"].dtype == torch.float32
 
 
-def test_a_command_that_was_cut_off_goes_on(tmp_path, cache, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_flips_are_those_of_the_images(flipped_cache, workers):
+    codec, mirrored = Encoders(), 0
+    images = digits(flip=True)
+    latents = LatentsDataModule(str(flipped_cache), digits(flip=True), batch_size=16, num_workers=workers)
+    still = LatentsDataModule(str(flipped_cache), digits(), batch_size=16).train_dataloader()
+    for first, second, third in zip(images.train_dataloader(), latents.train_dataloader(), still, strict=True):
+        torch.testing.assert_close(second["latent"], codec.raw(from_uint8(first["image"])), rtol=0, atol=1e-6)
+        mirrored += int((second["latent"] != third["latent"]).any(dim=(1, 2, 3)).sum())
+    assert 0.4 < mirrored / len(images.split("train")) < 0.6
+
+
+def test_flips_change_nothing_else(cache, flipped_cache):
+    for path in cache.glob("*.npy"):
+        assert (flipped_cache / path.name).read_bytes() == path.read_bytes()
+    assert len(list(flipped_cache.glob("mirrored-*.npy"))) == len(list(cache.glob("train-*.npy")))
+
+
+def test_an_index_of_the_first_version_is_read(cache, tmp_path):
+    content = json.loads((cache / LATENTS).read_text())
+    del content["mirrored"]
+    (tmp_path / LATENTS).write_text(json.dumps(content | {"version": 1}))
+    assert LatentsDataModule(str(tmp_path), digits()).index.mirrored == []
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_command_that_was_cut_off_goes_on(tmp_path, cache, flipped_cache, monkeypatch, flip):
+    cache = flipped_cache if flip else cache
     out = tmp_path / "latents"
     encoded = Codec.raw
     calls = []
 
     def breaks(self, images):
         calls.append(len(images))
-        if len(calls) == 8:
+        if len(calls) == (60 if flip else 8):
             raise KeyboardInterrupt
         return encoded(self, images)
 
     monkeypatch.setattr(Codec, "raw", breaks)
     with pytest.raises(KeyboardInterrupt):
-        write(out)
+        write(out, flip=flip)
     with pytest.raises(MissingData, match="not all written yet"):
         LatentsDataModule(str(out), digits())
     there = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npy")}
     assert there
     monkeypatch.setattr(Codec, "raw", encoded)
-    write(out)
+    write(out, flip=flip)
     for path in sorted(cache.iterdir()):
         assert (out / path.name).read_bytes() == path.read_bytes()
     assert all((out / name).stat().st_mtime_ns == time for name, time in there.items())
@@ -180,7 +217,7 @@ def test_a_folder_with_something_else(tmp_path, cache):
 
 
 def test_what_is_wrong_is_said(cache, tmp_path):
-    with pytest.raises(ValueError, match="flip to false"):
+    with pytest.raises(ValueError, match=r"flip to false .* --flip"):
         LatentsDataModule(str(cache), digits(flip=True))
     with pytest.raises(ValueError, match=r"takes images of shape \(1, 4, 4\), the data has \(1, 8, 8\)"):
         LatentWriter(Codec(tiny_autoencoder().net), digits(), tmp_path / "x")
