@@ -1,8 +1,6 @@
 """The contract that every family keeps: one base class."""
 
 import inspect
-import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,20 +8,20 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gen import __version__, epoch_means, fsdp2
+from lightning_gen import fsdp2
 from lightning_gen.agreement import mean_of_all
 from lightning_gen.checks import check_callbacks, expect_unused_parameters
+from lightning_gen.held_out import HeldOut
 from lightning_gen.images import from_uint8
-from lightning_gen.loggers import recent_rows
 from lightning_gen.nonfinite import NonFinitePolicy
 from lightning_gen.overhead import NoProfiler, drop_stale_scalars
-from lightning_gen.place import end_epoch_if_done, settle, within_epoch
 from lightning_gen.quiet import quiet_lightning
+from lightning_gen.run_state import RunState
 from lightning_gen.seeding import GeneratorStream, RandomStream, SampleStreams, mix, seed_device
 from lightning_gen.sharding import forget_order, put_away, shard_networks, share_statistics
 from lightning_gen.stepping import ClipAlgorithm, Stepping
@@ -32,7 +30,7 @@ quiet_lightning()
 fsdp2.register()
 
 
-class GenerativeModule(LightningModule, ABC):
+class GenerativeModule(HeldOut, RunState, ABC):
     """A generative model that trains itself, and draws samples.
 
     What a family has to write: `draw`, `sample_shape`, `training_step`, `configure_optimizers`. In
@@ -49,8 +47,6 @@ class GenerativeModule(LightningModule, ABC):
         gradient_clip_val: bound of the gradient; None clips nothing.
         gradient_clip_algorithm: "norm" or "value".
         on_nonfinite: "stop" at a gradient that is NaN or infinite, or "skip" its step and count it.
-        images_seen: samples trained on so far, over all processes.
-        held_out_images: images that the last validation or test has logged means of, as many as its processes had each.
     """
 
     num_classes: int | None = None
@@ -58,16 +54,6 @@ class GenerativeModule(LightningModule, ABC):
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: ClipAlgorithm = "norm"
     on_nonfinite: NonFinitePolicy = "stop"
-    images_seen: int = 0
-    held_out_images: int = 0
-    steps: Stepping
-    _held_out: int = 0
-    _iterations: int = 0
-    _seconds: float = 0.0
-    _started: float | None = None
-    _seed: int | None = None
-    _scalers: dict[int, Any] | None = None
-    _epoch_means: list[epoch_means.Gathered] | None = None
     _sharded: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -163,16 +149,6 @@ class GenerativeModule(LightningModule, ABC):
         return False
 
     @property
-    def seed(self) -> int:
-        """The seed of this run: of `seed_everything`, else of the checkpoint, else torch's own."""
-        given = os.environ.get("PL_GLOBAL_SEED")
-        if given is not None:
-            return int(given)
-        if self._seed is None:
-            self._seed = torch.initial_seed() % 2**63
-        return self._seed
-
-    @property
     def batches_per_iteration(self) -> int:
         """Batches of data that one counted step takes."""
         return self.accumulate
@@ -186,17 +162,6 @@ class GenerativeModule(LightningModule, ABC):
     def between_iterations(self) -> bool:
         """Whether the batch just trained on was the last one of its iteration: no gradient waits for another."""
         return (self.batch_number + 1) % self.batches_per_iteration == 0
-
-    @property
-    def iterations(self) -> int:
-        """Iterations this module was trained for, in this run and in the one it was loaded from."""
-        running = self._trainer.global_step if self._trainer is not None else 0
-        return max(running, self._iterations)
-
-    @property
-    def training_seconds(self) -> float:
-        """Seconds of training and validation so far, in this run and in the ones it continues."""
-        return self._seconds + (time.monotonic() - self._started if self._started is not None else 0.0)
 
     @property
     def logs_now(self) -> bool:
@@ -219,54 +184,6 @@ class GenerativeModule(LightningModule, ABC):
         self.log_dict(plain)
         if shown:
             self.log_dict(shown, prog_bar=True)
-
-    def saw(self, samples: int) -> int:
-        """Count the samples of an iteration; return them over all processes."""
-        samples *= self.trainer.world_size
-        self.images_seen += samples
-        return samples
-
-    def held_out_stream(self, n: int, dtype: torch.dtype) -> SampleStreams:
-        """Return what the next images of a validation or a test draw from: always the same for the same image.
-
-        On several processes, each takes every so many-th image, as the data modules here share them out.
-
-        Args:
-            n: images of the batch on this process; they are counted.
-            dtype: of the numbers.
-        """
-        indices = self.held_out_indices(n)
-        self._held_out += n
-        return SampleStreams(0, indices, n, self.device, dtype)
-
-    def held_out_indices(self, n: int) -> list[int]:
-        """Return the numbers of the next `n` images of this process, in the data of a validation or a test."""
-        world = self.trainer.world_size
-        return [self.global_rank + world * index for index in range(self._held_out, self._held_out + n)]
-
-    def log_held_out(self, values: dict[str, Tensor], n: int) -> None:
-        """Log means over the `n` images of a batch of a validation or a test, for the mean over all of them."""
-        self.held_out_images += n * self.trainer.world_size
-        # Lightning takes the mean of the processes' numbers of images as a whole number, so it is made one
-        self.log_dict(values, batch_size=n * self.trainer.world_size, sync_dist=True)
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin to count the held-out images; all processes look at them by the same running statistics."""
-        self._held_out = self.held_out_images = 0
-        share_statistics(self)
-
-    def on_test_epoch_start(self) -> None:
-        """Begin to count the held-out images; all processes look at them by the same running statistics."""
-        self._held_out = self.held_out_images = 0
-        share_statistics(self)
-
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Seed what is drawn besides, such as an augmentation: always the same for the same batch."""
-        seed_device(self.device, mix(self.global_rank, batch_idx))
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Seed what is drawn besides, such as an augmentation: always the same for the same batch."""
-        seed_device(self.device, mix(self.global_rank, batch_idx))
 
     def check_data(self, datamodule: Any) -> None:
         """Refuse data of another shape, or of more classes, than this model makes.
@@ -315,7 +232,7 @@ class GenerativeModule(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Make the steps of this run, and start its clock."""
-        self._started = time.monotonic()
+        super().on_fit_start()
         trainer: Any = self.trainer
         if type(trainer.profiler) is PassThroughProfiler:
             trainer.profiler = NoProfiler()
@@ -323,23 +240,9 @@ class GenerativeModule(LightningModule, ABC):
             self, self.accumulate, self.gradient_clip_val, self.gradient_clip_algorithm, self.on_nonfinite
         )
 
-    def on_train_start(self) -> None:
-        """Go on in the epoch that a checkpoint was saved in, with its means."""
-        if self._scalers is not None:
-            self.steps.load_state_dict(self._scalers)
-            self._scalers = None
-        end_epoch_if_done(self.trainer)
-        if self._epoch_means is not None:
-            epoch_means.put_back(self.trainer, self._epoch_means)
-            self._epoch_means = None
-
     def on_train_end(self) -> None:
         """Let all processes have the same running statistics."""
         share_statistics(self)
-
-    def on_fit_end(self) -> None:
-        """Stop the clock."""
-        self._seconds, self._started = self.training_seconds, None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the iteration, and set the loggers' x axis to iterations."""
@@ -371,58 +274,7 @@ class GenerativeModule(LightningModule, ABC):
             )
         return batch
 
-    # ------------------------------------------------------------------ checkpoints
-
-    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the constructor's arguments that are plain data; from a configuration, all are, networks too.
-
-        Objects built in Python are left out: a checkpoint that held them would load by unpickling alone.
-        """
-        if kwargs.get("frame") is None:
-            caller = inspect.currentframe()
-            kwargs["frame"] = caller.f_back if caller is not None else None
-        super().save_hyperparameters(*args, **kwargs)
-        for kept in cast(list[dict[str, Any]], [self.hparams, self._hparams_initial]):
-            for key in [key for key, value in kept.items() if not _is_plain(value)]:
-                kept.pop(key)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a resumed run has to know."""
-        steps = getattr(self, "steps", None)
-        if steps is not None:
-            steps.gradients.settle()
-        checkpoint["lightning_gen"] = {
-            "version": __version__,
-            "seed": self.seed,
-            "images_seen": self.images_seen,
-            "training_seconds": self.training_seconds,
-            "scalers": steps.state_dict() if steps is not None else {},
-        }
-        if self._trainer is not None:
-            settle(checkpoint, self.trainer)
-            means = epoch_means.gathered(self.trainer) if within_epoch(self.trainer) else None
-            checkpoint["lightning_gen"] |= {"epoch_means": means, "rows": recent_rows(self.trainer)}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what `on_save_checkpoint` kept."""
-        kept = checkpoint.get("lightning_gen", {})
-        self._iterations = checkpoint.get("global_step", 0)
-        self._seed = kept.get("seed", self._seed)
-        self.images_seen = kept.get("images_seen", 0)
-        self._seconds = kept.get("training_seconds", 0.0)
-        self._scalers = kept.get("scalers")
-        self._epoch_means = kept.get("epoch_means")
-
 
 def trying(trainer: Trainer) -> bool:
     """Tell whether this is a `fast_dev_run`: a few batches to see that everything fits, nothing kept."""
     return bool(getattr(trainer, "fast_dev_run", False))
-
-
-def _is_plain(value: Any) -> bool:
-    """Tell whether a value is data that any reader of a checkpoint may load."""
-    if isinstance(value, dict):
-        return all(_is_plain(key) and _is_plain(entry) for key, entry in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(entry) for entry in value)
-    return value is None or isinstance(value, (bool, int, float, str))

@@ -52,6 +52,7 @@ FLOORS = [
         "overhead",
     ],
     ["sharding", "fsdp2", "checks"],
+    ["held_out", "run_state"],
     ["module"],
     [
         "checkpoints",

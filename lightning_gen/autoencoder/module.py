@@ -38,7 +38,7 @@ from lightning_gen.autoencoder.quantizers.codebook import Codebook
 from lightning_gen.ema import Averages
 from lightning_gen.errors import choose
 from lightning_gen.gan.losses import AdversarialLoss, LossName, adversarial_loss
-from lightning_gen.metrics.reconstruction import SMALLEST, psnr, ssim, ssim_name
+from lightning_gen.metrics.reconstruction import SMALLEST, psnr, reconstruction_protocol, ssim, ssim_name
 from lightning_gen.networks.autoencoding import ImageDecoder, ImageEncoder
 from lightning_gen.networks.base import Discriminator, DiscriminatorOutput
 from lightning_gen.nonfinite import NonFiniteLoss, NonFinitePolicy
@@ -250,6 +250,10 @@ class Autoencoder(ImageCoder):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log what validation does, on the test split."""
         self._evaluate(batch, "test")
+
+    def held_out_protocol(self) -> dict[str, str]:
+        """Say how reconstructions are compared."""
+        return {f"test/{name}": how for name, how in reconstruction_protocol(self.sample_shape).items()}
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
         images = batch["image"]

@@ -81,6 +81,7 @@ class VAE(VariationalSampler):
             no part in training. None for the prior.
         test_samples: draws K of the log-likelihood that `test` logs; 0 leaves it out.
         label_prior: classes of samples where none is asked for: as frequent as in the training data, or uniform.
+        compile_network: compile the networks with torch.compile for training.
         accumulate: batches in an optimizer step; their gradients are averaged.
         optimizer: makes the optimizer.
         scheduler: makes the schedule of its rate, stepped once an iteration.
@@ -112,6 +113,7 @@ class VAE(VariationalSampler):
         sampling_prior: Prior | None = None,
         test_samples: int = 100,
         label_prior: Literal["data", "uniform"] = "data",
+        compile_network: bool = False,
         accumulate: int = 1,
         optimizer: OptimizerCallable = DiffusionAdamW,
         scheduler: LRSchedulerCallable | None = None,
@@ -128,7 +130,7 @@ class VAE(VariationalSampler):
         self.net_ema = Averages(self.net, ema_half_lives or [], ema_warmup)
         self.objective = objective if objective is not None else ELBO()
         self.objective.check(latents)
-        self.start_at_mean = start_at_mean
+        self.start_at_mean, self.compile_network = start_at_mean, compile_network
         self.num_classes = self.net.num_classes
         self.class_prior = ClassPrior(self.num_classes, label_prior)
         if binarize is not None:
@@ -157,7 +159,7 @@ class VAE(VariationalSampler):
     # ------------------------------------------------------------------ training
 
     def setup(self, stage: str) -> None:
-        """Learn of the training images what has to be known: the classes, how many there are, their mean."""
+        """Learn of the training images what has to be known, such as their classes and their mean, and compile."""
         super().setup(stage)
         if stage == "fit":
             datamodule = getattr(self.trainer, "datamodule", None)
@@ -166,6 +168,8 @@ class VAE(VariationalSampler):
                 self._data_size = len(training_split(datamodule, SIZE_IS_NEEDED))
             if self.start_at_mean and self.trainer.ckpt_path is None and self.iterations == 0:
                 self._start(datamodule)
+            if self.compile_network:
+                self.net.compile()
 
     def _start(self, datamodule: Any) -> None:
         """Let the decoder say the mean of the training images, of 10,000 of them at most."""
@@ -202,8 +206,8 @@ class VAE(VariationalSampler):
     ) -> tuple[Tensor, Terms]:
         """Return the encoder's features of images, and what so many draws of their latents say of the bound."""
         net.likelihood.check(x)
-        features = net.encoder(x, label)
-        return features, net.terms(features, x, net.noise(stream, samples), label)
+        found: tuple[Tensor, Terms] = net(x, net.noise(stream, samples), label)
+        return found
 
     @torch.no_grad()
     def _log(self, losses: VariationalLosses, terms: Terms, features: Tensor) -> None:
@@ -248,6 +252,17 @@ class VAE(VariationalSampler):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log what validation does, on the test split, and the log-likelihood by `test_samples` draws."""
         self._evaluate(batch, "test")
+
+    def held_out_protocol(self) -> dict[str, str]:
+        """Say by how many draws the bounds and the likelihood are measured, and of which images."""
+        images = {"static": ", images binarized once by their own hash", "dynamic": ", images binarized once a test"}
+        of = f"nats of an image, {type(self.net.likelihood).__name__}{images.get(self.binarize or '', '')}"
+        draws = f"by importance sampling with {self.test_samples} draws an image"
+        return {
+            "test/elbo": f"{of}; draws: {self.objective.samples}",
+            "test/log_likelihood": f"{of}; {draws}",
+            "test/bits_per_dim": f"bits, {of.removeprefix('nats of an image, ')}; {draws}",
+        }
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
         images, label = batch["image"], label_of(batch, self.num_classes)

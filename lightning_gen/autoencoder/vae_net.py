@@ -56,6 +56,11 @@ class VAENet(LatentNetwork):
         if isinstance(latents, GaussianLatents) and isinstance(latents.prior, VampPrior):
             latents.prior.attach(encoder)
 
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> tuple[Tensor, Terms]:
+        """Return the encoder's features of images, and what they say of the bound; see `terms`."""
+        features: Tensor = self.encoder(x, label)
+        return features, self.terms(features, x, noise, label)
+
     def noise(self, stream: RandomStream, samples: int) -> Tensor:
         """Draw what K draws of the latents of each image are made of, `(K, B, noise_dim)`."""
         return stream.normal(samples, self.latents.noise_dim).transpose(0, 1)

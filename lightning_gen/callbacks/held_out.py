@@ -29,6 +29,8 @@ class HeldOutResults(Callback):
             protocol |= {"split": "test", "num_images": seen}
         if hasattr(data, "fingerprint"):
             protocol["fingerprint"] = data.fingerprint("test")[:16]
+        measured = {name: how for name, how in module.held_out_protocol().items() if name in values}
+        protocol |= {"measured": measured} if measured else {}
         path = folder / "results.json"
         content = _of_this_model(path, module) or {"scores": {}, **run_context(module), "environment": environment()}
         content["held_out"] = {"values": values, "protocol": protocol}

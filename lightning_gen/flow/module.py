@@ -260,6 +260,12 @@ class NormalizingFlow(OneNetwork):
         """Log what validation does, on the test split."""
         self._evaluate(batch, "test")
 
+    def held_out_protocol(self) -> dict[str, str]:
+        """Say what likelihood is measured."""
+        if self.noise_std:
+            return {"test/loss": f"nats per dimension of images with normal noise of deviation {self.noise_std}"}
+        return {"test/bits_per_dim": f"bound of the probability of {self.levels} values, by one draw of uniform noise"}
+
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
         images = batch["image"]
         noisy = self._noisy(images, self.held_out_stream(len(images), images.dtype))

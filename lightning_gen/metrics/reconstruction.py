@@ -89,16 +89,10 @@ def ssim_name(size: Sequence[int]) -> str:
     return "ssim" if window == WINDOW else f"ssim-{window}"
 
 
-def reconstruction_protocol(count: int, image_shape: Sequence[int], weights: str) -> dict[str, str]:
-    """Say, by name of the score, what PSNR and SSIM were measured on and with.
-
-    Args:
-        count: number of images.
-        image_shape: `(C, H, W)` of one.
-        weights: which weights of the model made the reconstructions.
-    """
+def reconstruction_protocol(image_shape: Sequence[int]) -> dict[str, str]:
+    """Say, by name of the score, how PSNR and SSIM of images `(C, H, W)` are measured."""
     channels, height, width = image_shape
-    images = f"mean over {count} images {channels} x {height} x {width} ({weights} weights), clamped to [-1, 1]"
+    images = f"mean over images {channels} x {height} x {width}, clamped to [-1, 1]"
     found = {"psnr": f"{images}; decibels of each image, range 2"}
     if min(height, width) >= SMALLEST:
         window = ssim_window((height, width))

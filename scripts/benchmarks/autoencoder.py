@@ -4,6 +4,7 @@ A step of training is of the mean absolute difference and 1e-6 times the diverge
 `Trainer.fit`. Encoding and decoding are without gradients. The convolution of the first level is measured by itself.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ KL_WEIGHT = 1e-6
 TINY: dict[str, Any] = {"channels": 8, "norm_groups": 4, "blocks": 1}
 # (side, batch) of a row, chosen so that a repeat takes about a minute on one core
 SIZES = {"train": {"cpu": (128, 1), "cuda": (256, 8)}, "encode": {"cpu": (256, 1), "cuda": (256, 16)}}
-GOAL = 1.0
+GOAL, COMPILED_GOAL = 1.0, 1.2
 
 
 class TickingAutoencoder(TickingOnly, Autoencoder):
@@ -90,6 +91,15 @@ def _prepared(options: Options, kind: str) -> tuple[Pair, Tensor, dict[str, Any]
 
 def autoencoder_train(options: Options) -> list[Row]:
     """Measure a step of training."""
+    return _train(options, "autoencoder_train", GOAL)
+
+
+def autoencoder_train_compiled(options: Options) -> list[Row]:
+    """Measure it with ours compiled, and theirs too in a lane of its own."""
+    return _train(options, "autoencoder_train_compiled", COMPILED_GOAL, compiled=True)
+
+
+def _train(options: Options, name: str, goal: float, compiled: bool = False) -> list[Row]:
     pair, images, facts = _prepared(options, "train")
     warmup, count = options.size(20 if options.device == "cuda" else 1, 1), options.size(10, 1)
     count = count if options.device == "cuda" or options.tiny else 1
@@ -98,7 +108,7 @@ def autoencoder_train(options: Options) -> list[Row]:
 
     def ours() -> TickingAutoencoder:
         bottleneck = GaussianBottleneck(pair.decoder.in_channels, KL_WEIGHT)
-        return TickingAutoencoder(pair.encoder, pair.decoder, bottleneck, optimizer=optimizer)
+        return TickingAutoencoder(pair.encoder, pair.decoder, bottleneck, compile_network=compiled, optimizer=optimizer)
 
     def back(lane: Callable[[], Seconds]) -> Callable[[], Seconds]:
         def measure() -> Seconds:
@@ -112,26 +122,38 @@ def autoencoder_train(options: Options) -> list[Row]:
 
     memory = PeakMemory(options.device)
     lanes = {
-        "diffusers": back(_their_training(options, pair, data, warmup, count, None)),
-        "diffusers, fused AdamW": back(_their_training(options, pair, data, warmup, count, True)),
+        "diffusers": back(_their_training(options, pair.theirs, data, warmup, count, None)),
+        "diffusers, fused AdamW": back(_their_training(options, pair.theirs, data, warmup, count, True)),
         "ours": back(fit_lane(options, ours, data, warmup, count)),
     }
+    if compiled:
+        theirs = _compiled(pair.theirs)
+        lanes["diffusers, compiled, fused AdamW"] = back(_their_training(options, theirs, data, warmup, count, True))
     watched = {name: memory.watch(name, lane) for name, lane in lanes.items()}
     what = f"step, batch {batch} of {shape[1]} px"
-    row = Row("autoencoder_train", what, alternate(watched, options.repeats), options.clock)
-    row.compare("ours", "diffusers", "speedup", GOAL)
-    row.compare("ours", "diffusers, fused AdamW", "speedup", GOAL)
+    row = Row(name, what, alternate(watched, options.repeats), options.clock)
+    for other in lanes:
+        if other != "ours":
+            row.compare("ours", other, "speedup", None if "compiled" in other else goal)
     row.facts = facts | memory.facts()
     return [row]
 
 
+def _compiled(theirs: Any) -> nn.Module:
+    """Copy their network, its two halves compiled."""
+    network = copy.deepcopy(theirs)
+    network.encoder.compile()
+    network.decoder.compile()
+    return network
+
+
 def _their_training(
-    options: Options, pair: Pair, data: MemoryData, warmup: int, count: int, fused: bool | None
+    options: Options, theirs: nn.Module, data: MemoryData, warmup: int, count: int, fused: bool | None
 ) -> Callable[[], Seconds]:
     images = data.split("train").images  # type: ignore[attr-defined]
 
     def measure() -> Seconds:
-        network = pair.theirs.train()
+        network: Any = theirs.train()
         adamw = torch.optim.AdamW(network.parameters(), fused=fused, **ADAMW)
         batches = iter(images.split(data.batch_size))
 

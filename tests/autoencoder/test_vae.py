@@ -146,8 +146,8 @@ def test_what_cannot_start_at_the_mean_says_so(tmp_path, module, match):
 
 
 def test_data_that_cannot_be_read_one_by_one(tmp_path):
+    loader = TinyData().train_dataloader()
     with pytest.raises(MisconfigurationException, match="start_at_mean reads the training images"):
-        loader = TinyData().train_dataloader()
         trainer(tmp_path, max_steps=1).fit(tiny_vae(start_at_mean=True), loader, loader)
 
 

@@ -3,9 +3,11 @@
 import json
 
 import pytest
-from tiny import TinyData, tiny_autoencoder, trainer
+from tiny import SHAPE, TinyData, tiny_autoencoder, tiny_diffusion, tiny_vae, trainer
 
+from lightning_gen.autoencoder import IWAE
 from lightning_gen.callbacks import HeldOutResults
+from lightning_gen.metrics import reconstruction_protocol
 
 
 def test_means_of_the_test_split(tmp_path):
@@ -19,9 +21,31 @@ def test_means_of_the_test_split(tmp_path):
         "dataset": "tiny",
         "split": "test",
         "num_images": 64,
+        "measured": {f"test/{name}": how for name, how in reconstruction_protocol(SHAPE).items()},
     }
+    assert set(content["held_out"]["protocol"]["measured"]) < set(told)
     assert content["model"] == "Autoencoder"
     assert content["scores"] == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "how"),
+    [
+        (
+            lambda: tiny_vae(binarize="static", objective=IWAE(3), test_samples=7),
+            "test/log_likelihood",
+            "nats of an image, Bernoulli, images binarized once by their own hash; by importance sampling with 7 draws",
+        ),
+        (lambda: tiny_vae(test_samples=0), "test/elbo", "nats of an image, Bernoulli; draws: 1"),
+        (lambda: tiny_diffusion(likelihood_steps=3), "test/bits_per_dim", "probability-flow ODE in 3 steps"),
+    ],
+)
+def test_it_is_said_how_means_are_measured(module, name, how, tmp_path):
+    run = trainer(tmp_path, callbacks=[HeldOutResults()], limit_test_batches=1)
+    (told,) = run.test(module(), datamodule=TinyData(), verbose=False)
+    measured = json.loads((tmp_path / "results.json").read_text())["held_out"]["protocol"]["measured"]
+    assert how in measured[name]
+    assert set(measured) <= set(told)
 
 
 def test_a_part_of_the_split_is_told_as_such(tmp_path):

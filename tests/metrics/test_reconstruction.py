@@ -97,11 +97,11 @@ def test_ssim_is_that_of_the_paper(size, window):
 def test_the_name_and_the_protocol_tell_the_window():
     assert ssim_name((28, 28)) == "ssim"
     assert ssim_name((8, 8)) == "ssim-7"
-    told = reconstruction_protocol(100, (1, 8, 8), "ema-500")
+    told = reconstruction_protocol((1, 8, 8))
     assert set(told) == {"psnr", "ssim-7"}
-    assert all("100 images 1 x 8 x 8 (ema-500 weights)" in text for text in told.values())
+    assert all("images 1 x 8 x 8, clamped" in text for text in told.values())
     assert "7 x 7, deviation 0.955" in told["ssim-7"]
-    assert set(reconstruction_protocol(100, (1, 2, 8), "raw")) == {"psnr"}
+    assert set(reconstruction_protocol((1, 2, 8))) == {"psnr"}
 
 
 def test_bf16_images_are_compared_in_float32():
