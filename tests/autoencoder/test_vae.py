@@ -1,5 +1,6 @@
 """The module: training, likelihoods, latents and pictures of them."""
 
+import copy
 import math
 
 import pytest
@@ -162,6 +163,21 @@ def test_training_draws_as_many_latents_as_the_objective_says(tmp_path, monkeypa
     monkeypatch.setattr(type(module.net), "noise", counted)
     fitted(tmp_path, steps=6, module=module, limit_val_batches=0)
     assert drawn == [1, 1, 2, 2, 4, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # asked by the compiler itself
+@pytest.mark.parametrize(
+    "arguments", [{}, {"objective": IWAE(3, warmup=8), "binarize": "static"}, {"likelihood": Gaussian(0.3, "scalar")}]
+)
+def test_compiled_networks_train_as_eager_ones_do(tmp_path, arguments):
+    trained = []
+    for compiled in (False, True):
+        module = tiny_vae(compile_network=compiled, **copy.deepcopy(arguments)).double()
+        fitted(tmp_path, steps=3, module=module, precision="64-true")
+        trained.append(weights(module))
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-10, msg=name)
 
 
 # ---------------------------------------------------------------------- black and white

@@ -56,6 +56,18 @@ def test_samples_from_a_fitted_prior(vae, run, name, kind):
     assert code == 0, err
 
 
+def test_a_run_continues_compiled(vae, run, monkeypatch):
+    """How networks are computed is not what is trained: a machine with a compiler takes over from one without."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net: compiled.append(net))
+    longer = [argument.replace("max_steps=8", "max_steps=10") for argument in SHORT]
+    traversals = ["--trainer.callbacks+=TraversalGrid", "--trainer.callbacks.steps=5"]
+    code, _, err = run("fit", *MODEL, "--model.compile_network=true", *DATA, *longer, *traversals)
+    assert code == 0, err
+    assert "from iteration 8" in err
+    assert len(compiled) == 1
+
+
 def test_a_vae_is_a_codec(vae, run):
     codec = TrainedCodec("runs/vae")
     module = load_module(vae)
