@@ -50,6 +50,7 @@ ROWS = {
     "diffusion_parts": "diffusion_own",
     "vae_train": "vae",
     "vae_train_compiled": "vae",
+    "iwae_step": "iwae",
     "autoencoder_train": "autoencoder",
     "autoencoder_train_compiled": "autoencoder",
     "autoencoder_encode": "autoencoder",

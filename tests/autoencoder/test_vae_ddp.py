@@ -58,8 +58,8 @@ def train(name, folder, rank=None, world=1):
 class Seen(VAE):
     """Keep the first draws of latents."""
 
-    def _terms(self, net, x, label, stream):
-        features, terms = super()._terms(net, x, label, stream)
+    def _terms(self, net, x, label, stream, samples):
+        features, terms = super()._terms(net, x, label, stream, samples)
         if self.training and not hasattr(self, "first"):
             self.first = terms.latents.z.detach().clone()
         return features, terms
