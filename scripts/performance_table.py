@@ -7,12 +7,12 @@ A table stands between `<!-- table:ROW -->` and `<!-- end -->`; what stood there
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from marked_tables import filled
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
-MARKED = re.compile(r"(<!-- table:(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = ("torchmetrics", "torch-fidelity", "diffusers", "scipy")
 WORDS = {"slowdown": "time of {}", "speedup": "speed of {}", "extra": "extra time of {}"}
 LIMIT = {"slowdown": "at most", "speedup": "at least", "extra": "at most"}
@@ -32,16 +32,13 @@ def main() -> None:
 def rendered(page: str, rows: list[dict[str, Any]]) -> str:
     """Return the page with its tables made anew; a row of name a/b stands in the table a."""
 
-    def fill(match: re.Match[str]) -> str:
-        wanted = match[2]
+    def made(wanted: str) -> str:
         if wanted == "environment":
-            body = surroundings(rows)
-        else:
-            chosen = [row for row in rows if row["name"].split("/")[0] == wanted]
-            body = "\n\n".join(table(row) for row in chosen) or "Not yet run."
-        return f"{match[1]}\n{body}\n\n{match[3]}"
+            return surroundings(rows)
+        chosen = [row for row in rows if row["name"].split("/")[0] == wanted]
+        return "\n\n".join(table(row) for row in chosen) or "Not yet run."
 
-    return MARKED.sub(fill, page)
+    return filled(page, made)
 
 
 def surroundings(rows: list[dict[str, Any]]) -> str:

@@ -7,22 +7,30 @@ No image is read: the order is a function of the numbers of images in the shards
 
 import argparse
 import itertools
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from marked_tables import filled, markdown
 from torch import Tensor
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, record, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=200)
     parser.add_argument("--images", type=int, default=500, help="in a shard")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=DOCS / "results" / "shard_shuffling.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "data.md")
     asked = parser.parse_args()
     from lightning_gen.data.shards.order import BlockOrder
+    from lightning_gen.results import environment
 
     sizes = [asked.images] * asked.shards
     total = asked.shards * asked.images
@@ -33,11 +41,22 @@ def main() -> None:
             torch.cat([images for _, _, images in BlockOrder(sizes, window, lanes, 0, epoch).from_place(0)])
             for epoch in range(asked.epochs)
         ]
-    print(f"{asked.shards} shards of {asked.images} images, batches of {asked.batch}, {asked.epochs} epochs\n")
-    print("| order | correlation of two epochs | spread of a shard | shards in a batch |\n|---|---|---|---|")
-    for name, found in orders.items():
-        values = measured(found, sizes, asked.batch)
-        print(f"| {name} | {values['correlation']:.3f} | {values['spread']:.2f} | {values['shards in a batch']:.1f} |")
+    rows = {name: measured(found, sizes, asked.batch) for name, found in orders.items()}
+    setting = {name: getattr(asked, name) for name in ("shards", "images", "batch", "epochs")}
+    asked.out.write_text(json.dumps({**setting, "rows": rows, "environment": environment()}, indent=2) + "\n")
+    asked.page.write_text(filled(asked.page.read_text(encoding="utf-8"), lambda name: table(rows)), encoding="utf-8")
+    print(f"{asked.out}\n{asked.page}")
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Write the table."""
+    return markdown(
+        ("order", "correlation of two epochs", "spread of a shard", "shards in a batch"),
+        [
+            (name, f"{row['correlation']:.3f}", f"{row['spread']:.2f}", f"{row['shards in a batch']:.1f}")
+            for name, row in rows.items()
+        ],
+    )
 
 
 def measured(orders: Sequence[Tensor], sizes: Sequence[int], batch: int) -> dict[str, float]:
