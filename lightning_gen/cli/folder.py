@@ -13,9 +13,9 @@ from lightning_gen.cli.failures import UsageError
 from lightning_gen.errors import RunError
 
 # how data are read, not which: a run may continue on another machine
-FREE = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "root", "download", "n_predict")
+_READING = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "root", "download", "n_predict")
 # how networks are computed, the same up to rounding: another machine may have no compiler
-FREE += ("compile_network", "compile_networks")
+FREE = (*_READING, "compile_network", "compile_networks")
 
 
 @dataclass

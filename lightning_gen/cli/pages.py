@@ -150,14 +150,14 @@ What the other side cannot do exactly is refused and named.
 
 options:
   --from diffusers FOLDER   a pipeline or a model of diffusers: UNet2DModel or DiTTransformer2DModel with
-                            its scheduler, AutoencoderKL, VQModel
+                            its scheduler, and its autoencoder where it has one; AutoencoderKL, VQModel
   --from edm FILE           a network-snapshot-*.pkl of EDM: the average, EDM or VP preconditioning
   --from ema RUN_FOLDER     an average of any width, of the snapshots that EMASnapshots has written
   --sigma_rel WIDTH         its relative width, such as 0.1
   --images N                images seen until then (default: those of the last snapshot)
   --from prior RUN_FOLDER   a VAE whose samples' latents are drawn from a prior fitted to those of its data
   --prior mixture|flow      of ten Gaussians, or a flow (default: the model's own, else the mixture)
-  --to diffusers            write unet/ or transformer/ and scheduler/, and an index where there is a pipeline
+  --to diffusers            write unet/ or transformer/, scheduler/ and vae/, and an index where there is a pipeline
   --ckpt_path PATH          a checkpoint, or a run folder: then its newest checkpoint
   --weights NAME            ema, raw, ema-10000 ...: which weights go out (default: the first average)
   --out PATH                the checkpoint, or a new folder

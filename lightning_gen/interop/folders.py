@@ -1,9 +1,9 @@
 """Folders of diffusers: pipelines and models, read as a `Diffusion` or an `Autoencoder` and written from one.
 
-A pipeline is a folder with a `model_index.json`, the network in `unet/` or `transformer/` and the scheduler in
-`scheduler/`; a model is a folder with its `config.json` and `diffusion_pytorch_model.safetensors`, and where there is
-one a `scheduler_config.json`. Only JSON and safetensors are read, or a `.bin` as tensors alone: nothing is executed,
-and diffusers is not needed.
+A pipeline is a folder with a `model_index.json`, the network in `unet/` or `transformer/`, the scheduler in
+`scheduler/` and, where the network is one of latents, their autoencoder in `vae/` or `vqvae/`; a model is a folder with
+its `config.json` and `diffusion_pytorch_model.safetensors`, and where there is one a `scheduler_config.json`. Only JSON
+and safetensors are read, or a `.bin` as tensors alone: nothing is executed, and diffusers is not needed.
 
 Two entries are this package's own, beginning with an underscore as those that diffusers does not read:
 `_sampling_steps` in the scheduler's config, and `_null_class` in that of a U-Net, whose last class stands for "none".
@@ -27,6 +27,7 @@ from lightning_gen.interop.autoencoder_folders import AUTOENCODERS, autoencoder_
 from lightning_gen.interop.describing import describe, described, is_plain, path_of
 from lightning_gen.interop.diffusers_dit import dit_arguments, dit_from_diffusers, dit_to_diffusers
 from lightning_gen.interop.diffusers_unet import unet_arguments, unet_from_diffusers, unet_to_diffusers
+from lightning_gen.interop.latent_pipelines import CODECS, ReadCodec, codec_folder, codec_from
 from lightning_gen.interop.model_files import CONFIG, new_folder, read_json, read_weights, write_json, write_model
 from lightning_gen.interop.scheduler_export import scheduler_config
 from lightning_gen.interop.scheduler_fields import warn_of
@@ -39,6 +40,8 @@ INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 NETWORKS = ("unet", "transformer")
 # what diffusers' pipelines of these networks do by default
 _STEPS = 50
+# of the images that DiTPipeline is for
+_CLASSES = 1000
 
 
 class _Network(NamedTuple):
@@ -61,7 +64,8 @@ def load_diffusers(folder: str | Path, strict: bool = True, null_class: bool | N
     """Read a folder of diffusers.
 
     Args:
-        folder: of a pipeline of one network, or of a model: a U-Net, a DiT, an `AutoencoderKL` or a `VQModel`.
+        folder: of a pipeline of one network, with an autoencoder or without, or of a model: a U-Net, a DiT, an
+            `AutoencoderKL` or a `VQModel`.
         strict: whether to refuse what can only be mapped nearly; else the nearest is taken, with a warning.
         null_class: whether the last class of a U-Net stands for "none"; None for what the folder says, or no. A DiT
             has that class always.
@@ -96,11 +100,17 @@ def load_diffusers(folder: str | Path, strict: bool = True, null_class: bool | N
     parts, steps = _scheduler(found, strict)
     if getattr(parts.solver, "variance", None) == "learned" and not net.learned_variance:
         raise ValueError(f"The scheduler asks for a learned variance, and the {name} has none: out_channels says so.")
-    return assembled({"class_path": path_of(reader.kind), "init_args": arguments}, net, parts, steps)
+    codec = None if found.codec is None else codec_from(found.codec, net.image_shape)
+    return assembled({"class_path": path_of(reader.kind), "init_args": arguments}, net, parts, steps, codec)
 
 
 def assembled(
-    net_described: dict[str, Any], net: DenoisingNetwork, parts: SchedulerParts, steps: int, **more: Any
+    net_described: dict[str, Any],
+    net: DenoisingNetwork,
+    parts: SchedulerParts,
+    steps: int,
+    codec: ReadCodec | None = None,
+    **more: Any,
 ) -> Diffusion:
     """Return a `Diffusion` whose hyperparameters are those of one from a configuration.
 
@@ -109,13 +119,14 @@ def assembled(
         net: the network.
         parts: the other parts.
         steps: of sampling.
+        codec: of a network of latents.
         **more: further arguments, plain data or parts.
     """
     given = parts._asdict() | {name: value for name, value in more.items() if not is_plain(value)}
     plain = {name: value for name, value in more.items() if is_plain(value)}
-    module = Diffusion(net, sampling_steps=steps, **given, **plain)
+    module = Diffusion(net, sampling_steps=steps, codec=codec.codec if codec else None, **given, **plain)
     parts_described = {name: None if part is None else described(part) for name, part in given.items()}
-    describe(module, {"net": net_described, **parts_described})
+    describe(module, {"net": net_described, "codec": codec.described if codec else None, **parts_described})
     module.to(next(net.parameters()).dtype)
     return module.eval()
 
@@ -127,6 +138,7 @@ class _Found(NamedTuple):
     network_class: str | None
     scheduler: Path | None
     scheduler_class: str | None
+    codec: Path | None = None
 
 
 def _find(folder: Path, strict: bool) -> _Found:
@@ -137,15 +149,19 @@ def _find(folder: Path, strict: bool) -> _Found:
     classes = {
         name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]
     }
-    kept = (*NETWORKS, "scheduler")
+    kept = (*NETWORKS, *CODECS, "scheduler")
     if index and (more := sorted(classes.keys() - set(kept))):
-        text = f"The pipeline {folder} has {', '.join(more)} beside network and scheduler"
+        text = f"The pipeline {folder} has {', '.join(more)} beside network, autoencoder and scheduler"
         if strict:
             raise ValueError(
-                f"{text}, which are not read. With strict=False the network alone is read: a latent one makes latents."
+                f"{text}, which are not read. With strict=False the others are read: a network that is told more than"
+                " a class may not be mapped."
             )
-        warn_of(f"{text}; the network alone is read.")
-    named = [name for name in NETWORKS if name in classes or (not index and (folder / name).is_dir())]
+        warn_of(f"{text}; the others are read.")
+    named, codecs = (
+        [name for name in names if name in classes or (not index and (folder / name).is_dir())]
+        for names in (NETWORKS, CODECS)
+    )
     if index and not named:
         raise ValueError(f"The {INDEX} of {folder} names neither a unet nor a transformer.")
     if len(named) > 1:
@@ -154,7 +170,8 @@ def _find(folder: Path, strict: bool) -> _Found:
     scheduler: Path | None = _part(folder, "scheduler") / SCHEDULER
     if "scheduler" not in classes and scheduler is not None and not scheduler.is_file():
         scheduler = None
-    return _Found(network, classes.get(named[0]) if named else None, scheduler, classes.get("scheduler"))
+    codec = _part(folder, codecs[0]) if named and codecs else None
+    return _Found(network, classes.get(named[0]) if named else None, scheduler, classes.get("scheduler"), codec)
 
 
 def _part(folder: Path, name: str) -> Path:
@@ -194,8 +211,9 @@ def save_diffusers(
     """Write a model as a folder of diffusers, whole or not at all.
 
     The folder has a `model_index.json` where a pipeline of diffusers can draw from it: unconditional U-Nets with a
-    scheduler that DDIMPipeline or DDPMPipeline runs. Others are `unet/` or `transformer/` beside `scheduler/`, each
-    to be loaded by its class. An `Autoencoder` is the folder of one model.
+    scheduler that DDIMPipeline, DDPMPipeline or, in latents, LDMPipeline runs, and a DiT of 1000 classes in latents
+    (DiTPipeline). Others are `unet/` or `transformer/` beside `scheduler/` and `vae/`, each to be loaded by its class.
+    The latents of `vae/` are whitened already. An `Autoencoder` is the folder of one model.
 
     Args:
         module: the model.
@@ -213,19 +231,17 @@ def save_diffusers(
         return
     if module.conditioner is not None:
         raise ValueError(f"diffusers has nothing like the conditioner {type(module.conditioner).__name__}.")
-    if module.codec is not None:
-        raise ValueError(
-            "A model of latents goes out in two parts, and only images' models go out whole: export its codec"
-            " (an Autoencoder) by itself."
-        )
     network = module.net_ema.pick(module.net, weights)
     config, state = _network_of(network)
     parts = SchedulerParts(module.path, module.parameterization, module.grid, module.solver, module.threshold)
     scheduler = {**scheduler_config(parts, strict), "_sampling_steps": module.sampling_steps}
     name = "unet" if isinstance(network, UNet) else "transformer"
-    index = _index(network, name, config, scheduler)
+    codec = None if module.codec is None else codec_folder(module.codec)
+    index = _index(network, name, config, scheduler, None if codec is None else codec[0])
     with new_folder(Path(folder)) as partial:
         write_model(partial / name, config, state)
+        if codec is not None:
+            write_model(partial / ("vqvae" if index and "vqvae" in index else "vae"), *codec)
         write_json(partial / "scheduler" / SCHEDULER, scheduler)
         if index:
             write_json(partial / INDEX, index)
@@ -245,15 +261,14 @@ def _network_of(network: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Ten
 
 
 def _index(
-    network: torch.nn.Module, name: str, config: dict[str, Any], scheduler: dict[str, Any]
+    network: torch.nn.Module,
+    name: str,
+    config: dict[str, Any],
+    scheduler: dict[str, Any],
+    codec: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Return the index of a pipeline that draws what the model does, None where diffusers has no such pipeline."""
-    if not isinstance(network, UNet) or network.num_classes is not None:
-        return None
     kind = scheduler["_class_name"]
-    learned = scheduler.get("variance_type") == "learned_range"
-    if network.learned_variance != learned:
-        return None
     pipelines = {
         "DDIMScheduler": "DDIMPipeline",
         "DDPMScheduler": "DDPMPipeline",
@@ -261,8 +276,16 @@ def _index(
     }
     if kind not in pipelines:
         return None
-    return {
-        "_class_name": pipelines[kind],
-        "scheduler": ["diffusers", kind],
-        name: ["diffusers", config["_class_name"]],
-    }
+    learned = scheduler.get("variance_type") == "learned_range"
+    pipeline, called = pipelines[kind], ""
+    if isinstance(network, DiT):
+        # whose class for "none" is written into the pipeline, and which leaves a learned variance out
+        if codec is None or network.num_classes != _CLASSES or learned:
+            return None
+        pipeline, called = "DiTPipeline", "vae"
+    elif not isinstance(network, UNet) or network.num_classes is not None or network.learned_variance != learned:
+        return None
+    elif codec is not None:
+        pipeline, called = "LDMPipeline", "vqvae"
+    index = {"_class_name": pipeline, "scheduler": ["diffusers", kind], name: ["diffusers", config["_class_name"]]}
+    return index | ({called: ["diffusers", codec["_class_name"]]} if codec is not None else {})

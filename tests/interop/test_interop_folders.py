@@ -561,7 +561,7 @@ def test_weights_of_another_shape_missing_and_too_many(folder):
         ("scheduler/scheduler_config.json", {"_sampling_steps": 21}, "at most as many"),
         ("model_index.json", {"unet": ["diffusers", "UNet3DModel"]}, "no network that can be mapped 'UNet3DModel'"),
         ("model_index.json", {"unet": "remove"}, "names neither a unet nor a transformer"),
-        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "has vae beside network and scheduler"),
+        ("model_index.json", {"text_encoder": ["transformers", "X"]}, "has text_encoder beside network, autoencoder"),
         ("model_index.json", {"transformer": ["diffusers", "X"]}, "a unet and a transformer"),
         ("model_index.json", {"scheduler": ["diffusers", "PNDMScheduler"]}, "'PNDMScheduler'"),
         ("model_index.json", {"scheduler": ["builtins", "eval"]}, "no scheduler that can be mapped 'eval'"),
@@ -599,8 +599,10 @@ def test_a_scheduler_of_learned_variance_needs_a_network_of_it(folder):
 
 
 def test_further_parts_of_a_pipeline_are_left_out_when_that_is_allowed(folder):
-    rewritten(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"], safety_checker=[None, None])
-    with pytest.warns(UserWarning, match="has vae beside network and scheduler; the network alone is read"):
+    rewritten(folder / "model_index.json", tokenizer=["transformers", "X"], safety_checker=[None, None])
+    with pytest.warns(
+        UserWarning, match="has tokenizer beside network, autoencoder and scheduler; the others are read"
+    ):
         load_diffusers(folder, strict=False)
 
 
