@@ -43,6 +43,15 @@ class Agreement:
         return wanted
 
 
+def of_every(holds: bool, device: torch.device) -> bool:
+    """Return whether something holds on every process; all of them call it."""
+    if not torch.distributed.is_initialized():
+        return holds
+    said = torch.tensor(int(holds), device=device)
+    torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MIN)
+    return bool(said)
+
+
 def mean_of_all(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, Tensor | float]:
     """Return the means of scalars over all processes, which have the same names; one exchange for all of them.
 

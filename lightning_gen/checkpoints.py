@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,7 +120,7 @@ def _build(base: type[Part], hyperparameters: dict[str, Any], path: str | Path) 
     except (SystemExit, Exception) as error:
         raise CheckpointError(
             f"The {base.__name__} '{hyperparameters['_class_path']}' cannot be built from what {path} says"
-            f" (lightning_gen {__version__}): {_leaf(error)}"
+            f" (lightning_gen {__version__}): {_reason(error)}"
         ) from error
     if not isinstance(built, base):
         raise CheckpointError(f"The checkpoint {path} names no {base.__name__} but a {type(built).__name__}.")
@@ -177,6 +178,17 @@ def _import_own(module: str) -> None:
 def _versions(checkpoint: dict[str, Any]) -> str:
     made = (checkpoint.get("lightning_gen") or {}).get("version")
     return f" (made by lightning_gen {made}, this is {__version__})" if made and made != __version__ else ""
+
+
+def _reason(error: BaseException) -> str:
+    """Return what one of our classes says of why it cannot be built, else what the parser says."""
+    at: BaseException | None = error
+    while at is not None:
+        frames = traceback.extract_tb(at.__traceback__)
+        if frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+            return str(at)
+        at = at.__cause__ or at.__context__
+    return _leaf(error)
 
 
 def _leaf(error: BaseException) -> str:

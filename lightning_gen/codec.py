@@ -58,6 +58,8 @@ class Codec(nn.Module):
         super().__init__()
         if whiten < 0:
             raise ValueError(f"whiten is a number of images, 0 or more; given was {whiten}.")
+        if tile is not None and not network.tileable:
+            raise ValueError("The codec's latents are in two levels and are not decoded in tiles: leave tile out.")
         self.network = network.requires_grad_(False)
         self.tiling = None if tile is None else Tiling(tile, tile // 4)
         self.whiten = whiten

@@ -80,7 +80,8 @@ class LatentWriter:
         Raises:
             RunError: where the folder holds something else.
         """
-        made = {"data": self.data.name, "dtype": self.dtype.name, "images_per_file": self.per_file, "flip": self.flip}
+        made = {"data": self.data.name, "dtype": self.dtype.name, "images_per_file": self.per_file}
+        made |= {"flip": True} if self.flip else {}
         fingerprints = {split: self.data.fingerprint(split) for split in SPLITS.values()}
         codec = self.codec.fingerprint()
         self._begin({**made, "codec": codec, "images": fingerprints})

@@ -63,8 +63,9 @@ class RunState(LightningModule):
         self._started = time.monotonic()
 
     def on_fit_end(self) -> None:
-        """Stop the clock."""
+        """Stop the clock, and keep the count for a fit by another trainer."""
         self._seconds, self._started = self.training_seconds, None
+        self._iterations = self.iterations
 
     # ------------------------------------------------------------------ checkpoints
 

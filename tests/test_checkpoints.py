@@ -256,6 +256,27 @@ def test_a_model_built_in_python(tmp_path):
     torch.testing.assert_close(loaded.net.layers[0].weight, module.net.layers[0].weight)
 
 
+def test_what_a_part_says_of_why_it_cannot_be_built_is_told(tmp_path, monkeypatch):
+    """A union of types hides it behind "Expected a NoneType"."""
+    net = {"image_shape": [1, 4, 4], "hidden": [4]}
+    hyperparameters = {
+        "_class_path": "lightning_gen.autoencoder.vae.VAE",
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "encoder": {"class_path": "lightning_gen.networks.latent_mlp.MLPEncoder", "init_args": net},
+        "decoder": {"class_path": "lightning_gen.networks.latent_mlp.MLPDecoder", "init_args": net},
+        "latent_dim": 3,
+    }
+    prior = {"class_path": "lightning_gen.autoencoder.flow_priors.FlowPrior", "init_args": {"latent_dim": 3}}
+    path = save(tmp_path / "a.ckpt", hyper_parameters={**hyperparameters, "prior": prior})
+    monkeypatch.setitem(sys.modules, "zuko", None)
+    with pytest.raises(CheckpointError, match=r"the package zuko, which is not installed: pip install"):
+        load_module(path)
+    objective = {"class_path": "lightning_gen.autoencoder.objectives.IWAE", "init_args": {"samples": 0}}
+    path = save(tmp_path / "b.ckpt", hyper_parameters={**hyperparameters, "objective": objective})
+    with pytest.raises(CheckpointError, match="samples is the number of draws"):
+        load_module(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [

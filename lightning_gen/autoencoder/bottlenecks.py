@@ -47,11 +47,13 @@ class Bottleneck(nn.Module, ABC):
         in_channels: channels of the features it takes.
         out_channels: channels of the latents it makes.
         pixels: dimensions D of an image, set by the module around before training.
+        tileable: whether latents of any size can be decoded.
     """
 
     in_channels: int
     out_channels: int
     pixels: int = 1
+    tileable: bool = True
 
     @property
     def latent_channels(self) -> int:
@@ -61,6 +63,10 @@ class Bottleneck(nn.Module, ABC):
     def latents(self, features: Tensor, stream: RandomStream | None = None) -> Tensor:
         """Return what a model of latents learns, `(B, latent_channels, h, w)`; see `forward` for the arguments."""
         return features
+
+    def moving(self) -> list[Tensor]:
+        """Return what moves while a batch passes in training, without an optimizer: buffers, and codes that restart."""
+        return list(self.buffers())
 
     def settled(self, latents: Tensor) -> Tensor:
         """Return what the decoder is given for latents `(B, latent_channels, h, w)`, learned or generated."""

@@ -44,11 +44,6 @@ class Likelihood(nn.Module, ABC):
 
     levels: int | None = None
 
-    @property
-    def discrete(self) -> bool:
-        """Whether nats are those of a probability mass, so that bits per dimension exist."""
-        return self.levels is not None
-
     @abstractmethod
     def channels_out(self, channels: int) -> int:
         """Return how many numbers a decoder gives for a pixel of so many channels."""
@@ -105,6 +100,10 @@ class Likelihood(nn.Module, ABC):
                 f"{type(self).__name__} takes images in [-1, 1]; given were values up to {largest:.4g} in size."
             )
 
+    def is_mass_of(self, x: Tensor) -> bool:
+        """Tell whether this is the probability mass of images, all of whose values are among its own."""
+        return self.levels is not None and _bytes_off(x, self.levels) <= _OFF
+
     def check_mass(self, x: Tensor) -> None:
         """Refuse images of other values than those whose probability mass this is.
 
@@ -116,13 +115,21 @@ class Likelihood(nn.Module, ABC):
                 f"{type(self).__name__} is a density and has no bits per dimension: use DiscretizedLogistic for"
                 " images of bytes, Bernoulli for black and white ones."
             )
-        off = (to_levels(x, self.levels) - x).abs().max() * 127.5
-        if float(off) > 0.8:
+        off = _bytes_off(x, self.levels)
+        if off > _OFF:
             raise ValueError(
                 f"{type(self).__name__} is the probability mass of {self.levels} values evenly in [-1, 1], and a value"
-                f" lies {float(off):.1f} bytes beside them: binarize images for Bernoulli (binarize='static' or"
+                f" lies {off:.1f} bytes beside them: binarize images for Bernoulli (binarize='static' or"
                 " 'dynamic'), set levels to the number of their values for others."
             )
+
+
+# how far, in bytes, a value may be rounded
+_OFF = 0.8
+
+
+def _bytes_off(x: Tensor, levels: int) -> float:
+    return float((to_levels(x, levels) - x).abs().max()) * 127.5
 
 
 class Gaussian(Likelihood):

@@ -21,7 +21,7 @@ References:
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -120,7 +120,10 @@ class Autoencoder(ImageCoder):
         self.net = AutoencoderNet(encoder, bottleneck, decoder)
         self.net_ema = Averages(self.net, ema_half_lives or [], ema_warmup)
         self.distance = choose("distance", distance, {"l1": "l1", "l2": "l2"})
-        self.perceptual, self.perceptual_weight = perceptual_loss(perceptual, encoder.image_shape), perceptual_weight
+        # what reads a file is made where it is used: neither decoding nor a codec asks for it
+        self._perceptual_name = perceptual if perceptual == "lpips" or perceptual == "auto" else None
+        self.perceptual = None if self._perceptual_name else perceptual_loss(perceptual)
+        self.perceptual_weight = perceptual_weight
         self.discriminator, self.discriminator_start = discriminator, discriminator_start
         self.adversarial = adversarial_loss(adversarial)
         self.adversarial_weight, self.adaptive = adversarial_weight, adaptive
@@ -135,17 +138,19 @@ class Autoencoder(ImageCoder):
     # ------------------------------------------------------------------ training
 
     def setup(self, stage: str) -> None:
-        """Refuse half-precision averages of codes, and compile."""
+        """Make the perceptual loss, refuse half-precision averages of codes, and compile."""
         super().setup(stage)
+        if stage != "predict" and self._perceptual_name and self.perceptual is None:
+            self.perceptual = perceptual_loss(self._perceptual_name, self.sample_shape)
         if (
             stage == "fit"
             and str(self.trainer.precision) in ("bf16-true", "16-true")
-            and self._codebooks(averaged=True)
+            and any(codebook.averaged or codebook.restart_below for codebook in self._codebooks())
         ):
             raise MisconfigurationException(
-                f"Moving averages of codes are lost in {self.trainer.precision}, where a step is smaller than a digit:"
-                " use precision='bf16-mixed' (--trainer.precision bf16-mixed), or codes that learn by gradients"
-                " (ema_decay: null)."
+                f"Moving averages of codes and of their use are lost in {self.trainer.precision}, where a step is"
+                " smaller than a digit: use precision='bf16-mixed' (--trainer.precision bf16-mixed), or codes that"
+                " learn by gradients and do not restart (ema_decay: null, restart_below: 0)."
             )
         if stage == "fit" and self.compile_network:
             self.net.encoder.compile()
@@ -155,7 +160,7 @@ class Autoencoder(ImageCoder):
         """Refuse to be sharded where the network is compiled, or a gradient is taken in the middle of a step."""
         if self.compile_network:
             raise MisconfigurationException(COMPILED.format("compile_network"))
-        if any(codebook.restart_below for codebook in self._codebooks(averaged=False)):
+        if any(codebook.restart_below and not codebook.averaged for codebook in self._codebooks()):
             raise MisconfigurationException(
                 "Codes that learn by gradients are not restarted where they are sharded: set restart_below to 0, or let"
                 " them be moving averages (ema_decay: 0.99)."
@@ -166,8 +171,8 @@ class Autoencoder(ImageCoder):
                 " adaptive=false (--model.adaptive false), or use strategy='ddp' (--trainer.strategy ddp)."
             )
 
-    def _codebooks(self, averaged: bool) -> list[Codebook]:
-        return [part for part in self.net.modules() if isinstance(part, Codebook) and part.averaged == averaged]
+    def _codebooks(self) -> list[Codebook]:
+        return [part for part in self.net.modules() if isinstance(part, Codebook)]
 
     @property
     def listens(self) -> bool:
@@ -179,9 +184,13 @@ class Autoencoder(ImageCoder):
         micro, listens = self.micro, self.listens
         images = batch["image"]
         stream = GeneratorStream(None, len(images), self.device, torch.promote_types(images.dtype, torch.float32))
+        # codes move as a batch passes, before its loss is known
+        moving = self.net.bottleneck.moving() if self.on_nonfinite == "skip" else []
+        before = [tensor.detach().clone() for tensor in moving]
         made, bottled = self.net(images, stream)
         losses = self._losses(images, made)
         if not self.accepts(losses, len(images)):
+            put_back(moving, before)
             self.take_step(None)
             if listens:
                 self.steps.skip(1, micro=micro, counted=False)
@@ -241,6 +250,31 @@ class Autoencoder(ImageCoder):
             skipped = self.skipped_batches
             self.log_scalars(logs | ({"skipped_batches": float(skipped)} if skipped else {}), bar=("loss",))
 
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the perceptual loss is, which "auto" does not say."""
+        super().on_save_checkpoint(checkpoint)
+        if self._perceptual_name and self.perceptual is not None:
+            checkpoint["lightning_gen"]["perceptual"] = self.perceptual.name
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to train on by another perceptual loss.
+
+        Raises:
+            MisconfigurationException: says which.
+        """
+        super().on_load_checkpoint(checkpoint)
+        before = checkpoint.get("lightning_gen", {}).get("perceptual")
+        if self._trainer is None or not self.trainer.training or self.perceptual is None or before is None:
+            return
+        if before != self.perceptual.name:
+            raise MisconfigurationException(
+                f"The run was trained by the perceptual loss {before}, and here it would go on by"
+                f" {self.perceptual.name}: put the same weights where this machine finds them (docs/autoencoders.md),"
+                " or begin a new run in another folder (--trainer.default_root_dir)."
+            )
+
     # ------------------------------------------------------------------ validation and optimizers
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -253,7 +287,12 @@ class Autoencoder(ImageCoder):
 
     def held_out_protocol(self) -> dict[str, str]:
         """Say how reconstructions are compared."""
-        return {f"test/{name}": how for name, how in reconstruction_protocol(self.sample_shape).items()}
+        difference = {"l1": "absolute", "l2": "squared"}[self.distance]
+        how = {"reconstruction": f"mean {difference} difference over an image's dimensions, range 2"}
+        how |= reconstruction_protocol(self.sample_shape)
+        if self.perceptual is not None:
+            how[self.perceptual.name] = f"perceptual distance {self.perceptual.name}, mean over images"
+        return {f"test/{name}": text for name, text in how.items()}
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
         images = batch["image"]
@@ -274,6 +313,13 @@ class Autoencoder(ImageCoder):
         if self.discriminator is not None:
             made.append(optimizer_with_schedule(self.discriminator, self.optimizer_d, self.scheduler_d))
         return made
+
+
+def put_back(tensors: list[Tensor], values: list[Tensor]) -> None:
+    """Give tensors the values they had."""
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
 
 
 def _check_fit(

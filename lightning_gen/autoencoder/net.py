@@ -43,17 +43,17 @@ class AutoencoderNet(LatentNetwork):
         self.encoder, self.bottleneck, self.decoder = encoder, bottleneck, decoder
         self.image_shape = encoder.image_shape
         self.latent_shape = (bottleneck.latent_channels, *encoder.grid)
+        self.tileable = bottleneck.tileable
         bottleneck.pixels = torch.Size(self.image_shape).numel()
 
     def forward(self, images: Tensor, stream: RandomStream | None = None) -> Reconstructed:
         """Reconstruct images `(B, C, H, W)`; latents are drawn from the stream, or the likeliest without one."""
         bottled: Bottled = self.bottleneck(self.encoder(images), stream)
-        return Reconstructed(self.decoder(bottled.z), bottled)
+        return Reconstructed(self._decoded(bottled.z), bottled)
 
     def draw(self, stream: RandomStream) -> Tensor:
         """Decode latents whose places are drawn independently of each other, `(n, C, H, W)` in [-1, 1]."""
-        images: Tensor = self.decoder(self.bottleneck.draw(stream, self.encoder.grid))
-        return images.clamp(-1, 1)
+        return self._decoded(self.bottleneck.draw(stream, self.encoder.grid)).clamp(-1, 1)
 
     def encode(self, images: Tensor, stream: RandomStream | None = None) -> Tensor:
         """Map images to what a model of latents learns, `(B, c, h, w)`; see `Bottleneck.latents`."""
@@ -61,8 +61,12 @@ class AutoencoderNet(LatentNetwork):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Map latents `(B, c, h, w)` to images in [-1, 1]."""
-        images: Tensor = self.decoder(self.bottleneck.settled(latents))
-        return images.clamp(-1, 1)
+        return self._decoded(self.bottleneck.settled(latents)).clamp(-1, 1)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        # latents of a quantizer are wide, weights may be of half precision
+        images: Tensor = self.decoder(z.to(next(self.decoder.parameters()).dtype))
+        return images
 
 
 def _check_fit(encoder: ImageEncoder, bottleneck: Bottleneck, decoder: ImageDecoder) -> None:

@@ -100,7 +100,8 @@ class AutoregressivePosterior(PosteriorFlow):
     def forward(self, z0: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Map draws `(K, B, D)`; see `PosteriorFlow.forward`."""
         self.check(z0, context)
-        told = context.to(z0.dtype) if self.context_dim else None
+        kind = next(self.parameters()).dtype
+        told = context.to(kind) if self.context_dim else None
         with whole_precision(z0):
-            z, logdet = self.transform(told).call_and_ladj(z0)
-        return z, logdet
+            z, logdet = self.transform(told).call_and_ladj(z0.to(kind))
+        return z.to(z0.dtype), logdet.to(z0.dtype)

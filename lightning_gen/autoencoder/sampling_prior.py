@@ -17,7 +17,7 @@ import torch
 from lightning_gen.autoencoder.fitting import Fitted, fit_prior
 from lightning_gen.autoencoder.priors import Prior
 from lightning_gen.autoencoder.vae import VAE
-from lightning_gen.seeding import SampleStreams
+from lightning_gen.seeding import SampleStreams, mix
 from lightning_gen.training_images import evenly, training_split
 
 _BATCH = 256
@@ -51,7 +51,8 @@ def fit_sampling_prior(
     drawn = []
     for rows, batch in evenly(training_split(datamodule, "A prior is fitted to training images."), images, _BATCH):
         batch = batch.to(module.device)
-        stream = SampleStreams(seed, rows, len(rows), module.device, batch.dtype)
+        # of other numbers than the latents are drawn by
+        stream = SampleStreams(mix(seed, 1), rows, len(rows), module.device, batch.dtype)
         drawn.append(module.encode(module.observed(batch, stream), seed=seed, offset=rows).flatten(1))
     fitted = fit_prior(module.sampling_prior.requires_grad_(True), torch.cat(drawn), seed=seed, **how)
     module.sampling_prior.requires_grad_(False)

@@ -27,6 +27,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from lightning_gen.agreement import of_every
 from lightning_gen.autoencoder.active_units import ActiveUnits, active_units
 from lightning_gen.autoencoder.binarization import Binarization
 from lightning_gen.autoencoder.drawing import VariationalSampler
@@ -166,7 +167,7 @@ class VAE(VariationalSampler):
             self.class_prior.learn(datamodule)
             if self.objective.needs_data_size and getattr(self.objective, "data_size", None) is None:
                 self._data_size = len(training_split(datamodule, SIZE_IS_NEEDED))
-            if self.start_at_mean and self.trainer.ckpt_path is None and self.iterations == 0:
+            if self.start_at_mean and self.trainer.ckpt_path is None and self.images_seen == 0:
                 self._start(datamodule)
             if self.compile_network:
                 self.net.compile()
@@ -227,6 +228,7 @@ class VAE(VariationalSampler):
     def on_test_epoch_start(self) -> None:
         """Begin to count held-out images and active units."""
         super().on_test_epoch_start()
+        self._told_bits: bool | None = None
         self._units = ActiveUnits(self.net.latents.latent_dim)
 
     def on_validation_epoch_end(self) -> None:
@@ -255,13 +257,16 @@ class VAE(VariationalSampler):
 
     def held_out_protocol(self) -> dict[str, str]:
         """Say by how many draws the bounds and the likelihood are measured, and of which images."""
-        images = {"static": ", images binarized once by their own hash", "dynamic": ", images binarized once a test"}
-        of = f"nats of an image, {type(self.net.likelihood).__name__}{images.get(self.binarize or '', '')}"
+        likelihood = self.net.likelihood
+        what = "a density" if likelihood.levels is None else f"the mass of {likelihood.levels} values"
+        binarized = {"static": ", images binarized once by their own hash", "dynamic": ", images binarized once a test"}
+        of = f"{type(likelihood).__name__}, {what}{binarized.get(self.binarize or '', '')}"
+        bound = f"nats of an image, {of}; draws: {self.objective.samples}"
         draws = f"by importance sampling with {self.test_samples} draws an image"
         return {
-            "test/elbo": f"{of}; draws: {self.objective.samples}",
-            "test/log_likelihood": f"{of}; {draws}",
-            "test/bits_per_dim": f"bits, {of.removeprefix('nats of an image, ')}; {draws}",
+            **dict.fromkeys(("test/elbo", "test/iwae", "test/kl", "test/reconstruction"), bound),
+            "test/log_likelihood": f"nats of an image, {of}; {draws}",
+            "test/bits_per_dim": f"bits, {of}; {draws}",
         }
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
@@ -278,8 +283,9 @@ class VAE(VariationalSampler):
             if split == "test" and self.test_samples:
                 nats = importance_sampled(net, x, label, stream, self.test_samples).mean()
                 values["test/log_likelihood"] = nats
-                # of gray images the Bernoulli likelihood is none
-                if net.likelihood.discrete and (self.binarize is not None or net.likelihood.levels != 2):
+                if self._told_bits is None:
+                    self._told_bits = of_every(net.likelihood.is_mass_of(x), x.device)
+                if self._told_bits:
                     values["test/bits_per_dim"] = -nats / (x[0].numel() * math.log(2))
         self.log_held_out(values, len(images))
 

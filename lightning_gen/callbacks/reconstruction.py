@@ -64,7 +64,7 @@ class ReconstructionFidelity(Fidelity):
 
         def source(first: int, count: int) -> Tensor:
             batch = on_device(read_images(images, first, count), pl_module)
-            return to_uint8(reconstruct(batch, **how))
+            return to_uint8(reconstruct(batch, **how, **classes_of(images, first, count, pl_module)))
 
         used = cast(GenerativeModule, pl_module).weights_used(**how)
         scores = self._evaluator(trainer, split)(source, min(n, len(images)), seed=None, weights=used)
@@ -93,7 +93,8 @@ class ReconstructionGrid(SampleGrid):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         images = data.split(self.split)
         shown = read_images(images, 0, min(self.n, len(images)))
-        how = {} if self.weights is None else {"weights": self.weights}
+        how = classes_of(images, 0, len(shown), pl_module)
+        how |= {} if self.weights is None else {"weights": self.weights}
         made = to_uint8(reconstruct(on_device(shown, pl_module), **how)).cpu()
         columns = min(8, len(shown))
         rows = [torch.cat(pair) for pair in zip(torch.split(shown, columns), torch.split(made, columns), strict=True)]
@@ -107,6 +108,13 @@ class ReconstructionGrid(SampleGrid):
 def on_device(images: Tensor, module: LightningModule) -> Tensor:
     """Turn bytes into what a module takes."""
     return from_uint8(images).to(device=module.device, dtype=cast(torch.dtype, module.dtype))
+
+
+def classes_of(images: Any, first: int, count: int, module: LightningModule) -> dict[str, Any]:
+    """Return the argument `cond` of a conditional model, the classes of images; nothing for another one."""
+    if getattr(module, "num_classes", None) is None:
+        return {}
+    return {"cond": torch.tensor([int(images[row]["label"]) for row in range(first, first + count)])}
 
 
 def reconstructing(module: LightningModule) -> Any:

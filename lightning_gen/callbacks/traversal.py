@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_gen.callbacks.fidelity import Split
-from lightning_gen.callbacks.reconstruction import on_device
+from lightning_gen.callbacks.reconstruction import classes_of, on_device
 from lightning_gen.callbacks.sample_grid import SampleGrid
 from lightning_gen.images import enlarge, image_grid, to_uint8
 from lightning_gen.metrics.reference import read_images
@@ -52,9 +52,8 @@ class TraversalGrid(SampleGrid):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         split = data.split(self.split)
         given = on_device(read_images(split, self.image, 1), pl_module)
-        how: dict[str, Any] = {} if self.weights is None else {"weights": self.weights}
-        if getattr(pl_module, "num_classes", None) is not None:
-            how["cond"] = int(split[self.image]["label"])
+        how = classes_of(split, self.image, 1, pl_module)
+        how |= {} if self.weights is None else {"weights": self.weights}
         with torch.no_grad():
             rows = traverse(given, self.dims, (-self.span, self.span), self.n, **how)
         return enlarge(image_grid(to_uint8(rows.flatten(0, 1)).cpu(), columns=self.n))

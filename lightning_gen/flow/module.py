@@ -196,7 +196,7 @@ class NormalizingFlow(OneNetwork):
                 f"This flow has learned images with normal noise of noise_std={self.noise_std}; bits per dimension are"
                 " those of a flow trained with noise_std=0."
             )
-        stream = SampleStreams(seed, offset, len(images), self.device, images.dtype)
+        stream = SampleStreams(seed, offset, len(images), self.device, torch.promote_types(images.dtype, torch.float32))
         nats = self.log_prob(dequantize(images, stream, self.levels), cond, weights=weights)
         return bits_per_dim(nats, images[0].numel(), self.levels)
 
@@ -268,7 +268,7 @@ class NormalizingFlow(OneNetwork):
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
         images = batch["image"]
-        noisy = self._noisy(images, self.held_out_stream(len(images), images.dtype))
+        noisy = self._noisy(images, self.held_out_stream(len(images), torch.promote_types(images.dtype, torch.float32)))
         dims = images[0].numel()
         network = cast(FlowNetwork, self.net_ema.pick(self.net, None))
         with evaluating(network):

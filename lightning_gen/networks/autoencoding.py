@@ -94,10 +94,12 @@ class LatentNetwork(nn.Module, ABC):
     Attributes:
         image_shape: `(C, H, W)` of one image.
         latent_shape: `(c, h, w)` of one latent.
+        tileable: whether latents of any size can be decoded.
     """
 
     image_shape: ImageShape
     latent_shape: ImageShape
+    tileable: bool = True
 
     @abstractmethod
     def encode(self, images: Tensor, stream: RandomStream | None = None) -> Tensor:

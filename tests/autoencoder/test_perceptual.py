@@ -3,12 +3,25 @@ import logging
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from scipy import ndimage
+from tiny import TinyData, trainer
 
-from lightning_gen.autoencoder import perceptual
-from lightning_gen.autoencoder.perceptual import LPIPS, LaplacianPyramid, laplacian_pyramid, perceptual_loss
+from lightning_gen.autoencoder import GaussianBottleneck, perceptual
+from lightning_gen.autoencoder.module import Autoencoder
+from lightning_gen.autoencoder.perceptual import (
+    LPIPS,
+    LaplacianPyramid,
+    PerceptualLoss,
+    laplacian_pyramid,
+    perceptual_loss,
+)
+from lightning_gen.checkpoints import load_module
+from lightning_gen.codec import TrainedCodec
 from lightning_gen.errors import MissingData
+from lightning_gen.interop.describing import describe
 from lightning_gen.metrics.lpips import VARIABLES
+from lightning_gen.networks.convolutional_autoencoder import ConvolutionalDecoder, ConvolutionalEncoder
 
 SIZES = [(8, 8), (16, 24), (7, 13), (5, 2), (1, 4), (1, 1)]
 
@@ -154,3 +167,77 @@ def test_names_and_objects():
     assert perceptual_loss(mine) is mine
     with pytest.raises(ValueError, match="Did you mean 'lpips'"):
         perceptual_loss("lpip")
+
+
+# ---------------------------------------------------------------------- in a model
+
+SMALL = {"image_shape": [3, 16, 16], "channels": 4, "channel_multipliers": [1, 2], "blocks": 1, "norm_groups": 2}
+PARTS = {
+    "encoder": {
+        "class_path": "lightning_gen.networks.convolutional_autoencoder.ConvolutionalEncoder",
+        "init_args": {**SMALL, "out_channels": 4},
+    },
+    "decoder": {
+        "class_path": "lightning_gen.networks.convolutional_autoencoder.ConvolutionalDecoder",
+        "init_args": {**SMALL, "in_channels": 2},
+    },
+    "bottleneck": {
+        "class_path": "lightning_gen.autoencoder.bottlenecks.GaussianBottleneck",
+        "init_args": {"channels": 2},
+    },
+}
+
+
+class Colors(TinyData):
+    def split(self, name):
+        images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+        return [{"image": image} for image in images]
+
+
+class Flat(PerceptualLoss):
+    """In the place of LPIPS, whose weights are not here."""
+
+    name = "lpips"
+
+    def forward(self, x, y):
+        return (x - y).abs().flatten(1).mean(1)
+
+
+def model(loss):
+    kinds = {"encoder": ConvolutionalEncoder, "decoder": ConvolutionalDecoder}
+    encoder, decoder = (kind(**PARTS[name]["init_args"]) for name, kind in kinds.items())
+    module = Autoencoder(encoder, decoder, GaussianBottleneck(2), perceptual=loss)
+    describe(module, {**PARTS, "perceptual": loss})
+    return module
+
+
+def fit(module, folder, steps, path=None):
+    data = Colors(n=16)
+    data.shape = (3, 16, 16)
+    run = trainer(folder, max_steps=steps, max_epochs=-1, limit_val_batches=0)
+    run.fit(module, datamodule=data, ckpt_path=path)
+    return run
+
+
+def test_weights_that_are_missing_are_asked_for_by_training_alone(nowhere, tmp_path, monkeypatch):
+    """A checkpoint is read, decoded by and a codec on a machine that has no file of LPIPS; training says what to do."""
+    with monkeypatch.context() as here:
+        here.setattr(perceptual, "LPIPS", Flat)
+        run = fit(model("lpips"), tmp_path, 2)
+        run.save_checkpoint(tmp_path / "x.ckpt")
+    module = load_module(tmp_path / "x.ckpt")
+    assert module.reconstruct(torch.zeros(1, 3, 16, 16)).shape == (1, 3, 16, 16)
+    assert TrainedCodec(str(tmp_path / "x.ckpt")).latent_shape == (2, 8, 8)
+    with pytest.raises(MissingData, match="VGG16"):
+        fit(model("lpips"), tmp_path / "again", 3)
+
+
+def test_a_run_goes_on_by_the_loss_it_began_with(nowhere, tmp_path, monkeypatch):
+    with monkeypatch.context() as here:
+        here.setattr(perceptual, "LPIPS", Flat)
+        run = fit(model("auto"), tmp_path, 2)
+        assert run.lightning_module.perceptual.name == "lpips"
+        run.save_checkpoint(tmp_path / "x.ckpt")
+        assert fit(model("auto"), tmp_path / "same", 3, tmp_path / "x.ckpt").global_step == 3
+    with pytest.raises(MisconfigurationException, match=r"trained by the perceptual loss lpips, .* by laplacian-4"):
+        fit(model("auto"), tmp_path / "other", 3, tmp_path / "x.ckpt")

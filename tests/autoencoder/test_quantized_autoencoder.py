@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from tiny import SHAPE, TinyData, same, tiny_autoencoder, tiny_latent_diffusion, trainer
 from tiny import weights as state_of
 from torch.utils.data import DataLoader
@@ -90,15 +92,57 @@ def test_it_is_a_codec(name, tmp_path):
     assert same(counts, state_of(codec.network))
 
 
-def test_a_batch_that_is_nan_moves_no_codebook(name, tmp_path):
+class Watched(Callback):
+    """Keeps what the second batch is met by, and what it leaves."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 1:
+            self.before = state_of(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 1:
+            self.after = state_of(pl_module)
+
+
+@pytest.mark.parametrize("what", ["one image", "all images", "the decoder"])
+def test_a_batch_whose_loss_is_nan_moves_nothing(name, what, tmp_path):
     class Breaks(TinyData):
         def train_dataloader(self):
-            batches = list(super().train_dataloader())
-            batches[1] = {"image": torch.full((8, *SHAPE), torch.nan)}
+            batches = [dict(batch) for batch in super().train_dataloader()]
+            if what != "the decoder":
+                image = from_uint8(batches[1]["image"])
+                image[: 1 if what == "one image" else None] = torch.nan
+                batches[1]["image"] = image
             return DataLoader(batches, batch_size=None)
 
     module = made(name, on_nonfinite="skip")
-    run = trainer(tmp_path, max_steps=3, max_epochs=-1, limit_train_batches=4)
+    decode = module.net.decoder.forward
+
+    def broken(z):
+        return decode(z) * (torch.nan if module.training and module.batch_number == 1 else 1.0)
+
+    if what == "the decoder":
+        module.net.decoder.forward = broken
+    watched = Watched()
+    run = trainer(tmp_path, max_steps=3, max_epochs=-1, limit_train_batches=4, limit_val_batches=0, callbacks=[watched])
     run.fit(module, datamodule=Breaks())
     assert run.callback_metrics["skipped_batches"] == 1
+    assert same(watched.before, watched.after)
+    assert not same(watched.after, state_of(module))
     assert all(value.isfinite().all() for value in state_of(module).values())
+
+
+def test_half_precision_where_no_average_is_lost(name, tmp_path):
+    module = made(name)
+    settings = {"max_steps": 3, "max_epochs": -1, "limit_val_batches": 1, "precision": "bf16-true"}
+    run = trainer(tmp_path, **settings)
+    if any(book.averaged or book.restart_below for book in module._codebooks()):
+        with pytest.raises(MisconfigurationException, match="are lost in bf16-true"):
+            run.fit(module, datamodule=TinyData())
+        return
+    run.fit(module, datamodule=TinyData())
+    assert run.callback_metrics["loss"].isfinite()
+    module.bfloat16()
+    images = from_uint8(TinyData().split("val").images[:5]).bfloat16()
+    assert module.reconstruct(images).isfinite().all()
+    assert module.sample(2, seed=0).isfinite().all()

@@ -26,6 +26,7 @@ from lightning_gen.autoencoder.binarization import dynamic_binary, static_binary
 from lightning_gen.autoencoder.gaussian import DiagonalGaussian
 from lightning_gen.autoencoder.importance import importance_sampled
 from lightning_gen.autoencoder.interpolation import slerp
+from lightning_gen.autoencoder.posterior_flows import AutoregressivePosterior
 from lightning_gen.errors import RunError
 from lightning_gen.images import from_uint8
 from lightning_gen.networks.latent_conv import ConvDecoder
@@ -132,6 +133,11 @@ def test_a_trained_model_does_not_start_again(tmp_path):
             again.load_state_dict(module.state_dict())
         trainer(tmp_path, max_steps=3, max_epochs=-1, limit_train_batches=0).fit(again, TinyData(), ckpt_path=path)
         assert torch.equal(again.net.decoder.head.bias, module.net.decoder.head.bias)
+    # nor the same object, in the hands of another trainer
+    before = weights(module)
+    trainer(tmp_path, max_steps=1, max_epochs=-1, limit_train_batches=0, limit_val_batches=0).fit(module, TinyData())
+    assert module.iterations == 3
+    assert all(torch.equal(value, before[name]) for name, value in weights(module).items())
 
 
 @pytest.mark.parametrize(
@@ -274,6 +280,7 @@ def test_the_test_logs_the_likelihood_by_its_number_of_draws(tmp_path):
         ({"likelihood": Gaussian()}, False),
         ({"binarize": "dynamic"}, True),
         ({"likelihood": DiscretizedLogistic()}, True),
+        ({"likelihood": DiscretizedLogistic(4)}, False),  # of bytes
     ],
 )
 def test_bits_are_logged_where_there_are_any(arguments, told, tmp_path):
@@ -282,6 +289,15 @@ def test_bits_are_logged_where_there_are_any(arguments, told, tmp_path):
     assert "test/log_likelihood" in logged
     none = tiny_vae(test_samples=0, **arguments)
     assert "test/log_likelihood" not in trainer(tmp_path).test(none, datamodule=TinyData(n=16), verbose=False)[0]
+
+
+def test_images_that_are_black_and_white_already_have_bits(tmp_path):
+    data = TinyData(n=16)
+    whole, split = TinyData.split, data.split("test")
+    split.images = (split.images > 127).byte() * 255
+    data.split = lambda name: split if name == "test" else whole(data, name)
+    (logged,) = trainer(tmp_path).test(tiny_vae(), datamodule=data, verbose=False)
+    assert logged["test/bits_per_dim"] == pytest.approx(-logged["test/log_likelihood"] / (16 * math.log(2)), rel=1e-6)
 
 
 def test_the_objective_knows_how_far_training_is(tmp_path):
@@ -365,7 +381,8 @@ def test_active_units_vary_over_images():
 
 def test_half_precision_trains(tmp_path):
     for precision in ("bf16-mixed", "bf16-true"):
-        for latents in ({}, {"ladder": ([3, 2], [8, 6])}, {"prior": VampPrior(3, 4)}):
+        flow = {"posterior_flow": AutoregressivePosterior(3, 2, hidden=[4])}
+        for latents in ({}, {"ladder": ([3, 2], [8, 6])}, {"prior": VampPrior(3, 4)}, flow):
             run, module = fitted(tmp_path, module=tiny_vae(**latents), precision=precision, limit_val_batches=1)
             assert math.isfinite(run.callback_metrics["loss"].item())
             assert module.sample(2, seed=0).isfinite().all()

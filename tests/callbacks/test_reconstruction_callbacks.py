@@ -9,11 +9,13 @@ from tiny import TinyImageDecoder, TinyImageEncoder, tiny_gan, trainer
 
 from lightning_gen.autoencoder import GaussianBottleneck
 from lightning_gen.autoencoder.module import Autoencoder
+from lightning_gen.autoencoder.vae import VAE
 from lightning_gen.callbacks import ReconstructionFidelity, ReconstructionGrid
 from lightning_gen.data import DigitsDataModule
 from lightning_gen.images import enlarge, from_uint8, image_grid, to_uint8
 from lightning_gen.metrics import Evaluator
 from lightning_gen.metrics.reference import read_images
+from lightning_gen.networks import MLPDecoder, MLPEncoder
 
 SHAPE = (1, 8, 8)
 
@@ -76,3 +78,16 @@ def test_what_does_not_reconstruct_is_refused(tmp_path):
     found = trainer(tmp_path, max_steps=1, callbacks=[ReconstructionGrid(every_n_steps=1)])
     with pytest.raises(MisconfigurationException, match="a GAN makes none"):
         found.fit(tiny_gan(), datamodule=TinyData())
+
+
+def test_a_conditional_model_is_given_the_classes(tmp_path):
+    torch.manual_seed(0)
+    networks = [kind([8], SHAPE, 10, "tanh") for kind in (MLPEncoder, MLPDecoder)]
+    module = VAE(*networks, 3)
+    found = run(tmp_path, module, ReconstructionFidelity(["fd-lenet5"], n=96), ReconstructionGrid(2, n=8))
+    assert any(name.startswith("rfd-lenet5") for name in found.callback_metrics)
+    images = DigitsDataModule().split("val")
+    shown, labels = read_images(images, 0, 8), torch.tensor([int(images[row]["label"]) for row in range(8)])
+    kept = to_uint8(module.reconstruct(from_uint8(shown), labels))
+    expected = enlarge(image_grid(torch.cat([shown, kept]), columns=8))[0]
+    assert np.array_equal(np.array(Image.open(tmp_path / "reconstructions" / "0000002.png")), expected.numpy())

@@ -108,6 +108,8 @@ def test_flips_change_nothing_else(cache, flipped_cache):
     for path in cache.glob("*.npy"):
         assert (flipped_cache / path.name).read_bytes() == path.read_bytes()
     assert len(list(flipped_cache.glob("mirrored-*.npy"))) == len(list(cache.glob("train-*.npy")))
+    # folders that were begun before there were flips are gone on with
+    assert "flip" not in json.loads((cache / PLAN).read_text())
 
 
 def test_an_index_of_the_first_version_is_read(cache, tmp_path):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.autoencoder.bottlenecks import Bottleneck
+from lightning_gen.autoencoder.quantizers.codebook import Codebook
 from lightning_gen.autoencoder.quantizers.counts import CodeCounts
 from lightning_gen.seeding import RandomStream, inverse_cdf
 
@@ -82,6 +83,11 @@ class Quantizer(Bottleneck, ABC):
     def perplexity(self) -> Tensor:
         """Number of codes that, used equally often, would be as hard to foretell; the mean over codebooks."""
         return torch.cat([counts.perplexity for counts in self._all_counts()]).mean()
+
+    def moving(self) -> list[Tensor]:
+        """Return the buffers, and the codes that learn by gradients and restart."""
+        books = [part for part in self.modules() if isinstance(part, Codebook)]
+        return [*self.buffers(), *(book.codes for book in books if book.restart_below and not book.averaged)]
 
     def _all_counts(self) -> list[CodeCounts]:
         return [part for part in self.modules() if isinstance(part, CodeCounts)]

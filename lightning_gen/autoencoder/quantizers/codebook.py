@@ -105,7 +105,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """Return the index of the code at the least distance, int64 `(...)`, of vectors `(..., D)`."""
-        codes = self.prepared(self.codes)
+        codes = self.prepared(self.codes).to(vectors.dtype)
         half_squares = 0.5 * codes.square().sum(1)
         flat = vectors.reshape(-1, vectors.shape[-1])
         # |z - e|^2 without |z|^2, which all codes have in common
@@ -118,6 +118,8 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def restart(self, vectors: Tensor) -> None:
         """Put dead codes where vectors are; every process has to call, before the batch is looked up.
+
+        Nothing moves by a batch with a vector that is not finite.
 
         Args:
             vectors: `(B, ..., D)` of this process; sample i is sample i world + rank of the joined batch.
@@ -132,12 +134,13 @@ class Codebook(nn.Module):
         held = sample % processes == rank
         own = flat.reshape(-1, dim)[(sample // processes) * places + place]
         own = torch.where(held[:, None], own, torch.zeros_like(own))
-        # whether a candidate was found on one process, and how many vectors there are, go along
-        sent = torch.cat([own.flatten(), held.to(own.dtype), own.new_full((1,), samples * places)])
+        # whether a candidate was found on one process, how many vectors there are and whether all are finite go along
+        broken = (~torch.isfinite(flat).all()).to(own.dtype).view(1)
+        sent = torch.cat([own.flatten(), held.to(own.dtype), own.new_full((1,), samples * places), broken])
         received = summed(sent)
-        codes, found = received[: own.numel()].view_as(own), received[own.numel() : -1]
-        share = received[-1] / len(codes)
-        dead = (self.cluster_size < self.restart_below * share) & (found == 1) & torch.isfinite(codes).all(1)
+        codes, found = received[: own.numel()].view_as(own), received[own.numel() : -2]
+        share, fine = received[-2] / len(codes), received[-1] == 0
+        dead = (self.cluster_size < self.restart_below * share) & (found == 1) & fine
         self.codes.copy_(torch.where(dead[:, None], codes, self.codes))
         self.cluster_size.copy_(torch.where(dead, share, self.cluster_size))
         if self.sums is not None:

@@ -43,6 +43,8 @@ class TwoLevelQuantizer(Quantizer):
         ValueError: for a number out of range.
     """
 
+    tileable = False  # places are paired with those of the upper level
+
     def __init__(
         self,
         in_channels: int,
@@ -79,7 +81,7 @@ class TwoLevelQuantizer(Quantizer):
         """Map features `(B, in_channels, h, w)` to codes of both levels; see `Bottleneck.forward`."""
         self.check(features)
         top = self.top(self.encode_top(features), stream)
-        told = self.decode_top(top.z)
+        told = self.decode_top(top.z.to(self.upsample.weight.dtype))
         bottom = self.bottom(self.condition(torch.cat([features, told.to(features.dtype)], dim=1)), stream)
         logs = {f"top_{name}": value for name, value in top.logs.items()}
         logs |= {f"bottom_{name}": value for name, value in bottom.logs.items()}
@@ -112,7 +114,8 @@ class TwoLevelQuantizer(Quantizer):
         return self._joined(decoded[0], decoded[1])
 
     def _joined(self, top: Tensor, bottom: Tensor) -> Tensor:
-        return torch.cat([self.upsample(top).to(bottom.dtype), bottom], dim=1)
+        # latents are wide, weights may be of half precision
+        return torch.cat([self.upsample(top.to(self.upsample.weight.dtype)).to(bottom.dtype), bottom], dim=1)
 
 
 def _places(indices: Tensor) -> Tensor:
