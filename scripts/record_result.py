@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "lightning_gen" / "configs"
 RESULTS = ROOT / "docs" / "results"
 # where data lies and where runs are kept changes no number
-NEUTRAL = ("trainer.callbacks", "trainer.default_root_dir", "trainer.logger", "trainer.plugins", "data.init_args.root")
+NEUTRAL = ("trainer.callbacks", "trainer.default_root_dir", "trainer.logger", "trainer.plugins")
+NEUTRAL += ("data.init_args.root", "data.init_args.path")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -60,7 +61,11 @@ REPORTED = ("log_likelihood", "bits_per_dim", "psnr", "ssim", "usage")
 def told(result: dict[str, Any]) -> dict[str, float]:
     """Return the means over the test split that are worth a place in a table, by name."""
     values = result.get("held_out", {}).get("values", {})
-    return {name: value for name, value in values.items() if name.removeprefix("test/").startswith(REPORTED)}
+    found = {name: value for name, value in values.items() if name.removeprefix("test/").startswith(REPORTED)}
+    # the loss says little, and is told where there is nothing else
+    return found or (
+        {} if result["scores"] else {name: value for name, value in values.items() if name == "test/loss"}
+    )
 
 
 def set_header(config: Path, key: str, value: str) -> None:
