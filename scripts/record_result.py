@@ -63,9 +63,7 @@ def told(result: dict[str, Any]) -> dict[str, float]:
     values = result.get("held_out", {}).get("values", {})
     found = {name: value for name, value in values.items() if name.removeprefix("test/").startswith(REPORTED)}
     # the loss says little, and is told where there is nothing else
-    return found or (
-        {} if result["scores"] else {name: value for name, value in values.items() if name == "test/loss"}
-    )
+    return found or ({} if result["scores"] else {name: value for name, value in values.items() if name == "test/loss"})
 
 
 def set_header(config: Path, key: str, value: str) -> None:

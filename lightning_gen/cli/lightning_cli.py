@@ -18,6 +18,7 @@ from lightning_gen.cli.arguments import chosen_classes, each_option, nested_null
 from lightning_gen.cli.failures import UsageError, causes, explain, is_first_process, raised_here, raised_in
 from lightning_gen.cli.folder import RunFolder, as_config, differences, dump, epochs_done, flatten, refuse
 from lightning_gen.cli.lock import locked
+from lightning_gen.cli.own_codec import own_codec, take_codec_weights
 from lightning_gen.cli.trainer_parts import SaveRunConfig, check_trainer, trainer_arguments
 from lightning_gen.loggers import Logged
 from lightning_gen.module import GenerativeModule
@@ -265,6 +266,11 @@ class GenerativeCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; an argument that its class refuses is wrong usage, not a failed run."""
+        self.asked = self.config
+        kept = own_codec(getattr(self, "checkpoint", None), self.settings)
+        if kept is not None:
+            arguments = {"class_path": self.settings.model.class_path, "init_args": {"codec": kept}}
+            self.config = self.parser.parse_object({self.command: {"model": arguments}}, self.config)
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -277,6 +283,8 @@ class GenerativeCLI(LightningCLI):
                 if cause is not error and explain(cause) is not None:
                     raise cause from None
             raise
+        if kept is not None:
+            take_codec_weights(self.model, self.checkpoint)
         self._describe_data()
 
     def _describe_data(self) -> None:
@@ -291,6 +299,7 @@ class GenerativeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has."""
+        self.config = self.asked  # which the run folder keeps
         given = self._get(self.config_init, "trainer", default={})
         check_trainer(given)
         added = trainer_arguments(given, self.command, self.folder.path, self.first_step, self._rows())

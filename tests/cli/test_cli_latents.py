@@ -67,6 +67,29 @@ def test_the_same_command_continues_it(second, run):
     assert load_module(second).iterations == 8
 
 
+@pytest.mark.parametrize("codec", ["gone", "another"])
+def test_a_run_continues_with_the_codec_it_has(first, second, run, codec):
+    """The codec's own run may be removed, or trained anew."""
+    before = load_module(second)
+    shutil.rmtree(first)
+    if codec == "another":
+        code, _, err = run("fit", *FIRST, *DATA, *SHORT, "--trainer.default_root_dir=runs/first", "--seed_everything=7")
+        assert code == 0, err
+    more = [arg.replace("max_steps=5", "max_steps=8") for arg in SHORT]
+    again = ["fit", *SECOND, *CODEC, *DATA, *more, "--trainer.default_root_dir=runs/second"]
+    code, _, err = run(*again)
+    assert code == 0, err
+    assert "from iteration 5" in err
+    after = load_module(second)
+    assert after.iterations == 8
+    for name, value in before.codec.state_dict().items():
+        assert torch.equal(after.codec.state_dict()[name], value), name
+    # what was asked for is what the run folder says
+    assert "runs/first" in (second / "config.yaml").read_text()
+    code, _, err = run(*again)
+    assert "is finished" in err
+
+
 def test_cached_latents(first, run, here):
     code, out, err = run("latents", "runs/first", "digits", "cache", "--shard_mb", "0.02")
     assert code == 0, err
