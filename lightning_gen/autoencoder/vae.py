@@ -19,7 +19,7 @@ References:
 """
 
 import math
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lightning_gen.agreement import of_every
 from lightning_gen.autoencoder.active_units import ActiveUnits, active_units
+from lightning_gen.autoencoder.beginning import mean_image, number_of_images, warn_of_other_values
 from lightning_gen.autoencoder.binarization import Binarization
 from lightning_gen.autoencoder.drawing import VariationalSampler
 from lightning_gen.autoencoder.importance import importance_sampled
@@ -56,10 +57,6 @@ from lightning_gen.nonfinite import NonFiniteLoss, NonFinitePolicy
 from lightning_gen.optimizers import DiffusionAdamW, optimizer_with_schedule
 from lightning_gen.seeding import GeneratorStream, RandomStream
 from lightning_gen.stepping import ClipAlgorithm, evaluating
-from lightning_gen.training_images import evenly, training_split
-
-SIZE_IS_NEEDED = "BetaTC has to know the number of training images: give it as data_size (--model.objective.data_size)."
-MEAN_IS_NEEDED = "start_at_mean reads the training images; leave it out (--model.start_at_mean false)."
 
 
 class VAE(VariationalSampler):
@@ -145,7 +142,7 @@ class VAE(VariationalSampler):
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.optimizer, self.scheduler = optimizer, scheduler
         self.on_nonfinite, self.nonfinite = on_nonfinite, NonFiniteLoss(on_nonfinite)
-        self._data_size = 0
+        self._data_size, self._looked = 0, False
         self._units = ActiveUnits(latents.latent_dim)
 
     def take_sampling_prior(self, prior: Prior) -> None:
@@ -166,20 +163,13 @@ class VAE(VariationalSampler):
             datamodule = getattr(self.trainer, "datamodule", None)
             self.class_prior.learn(datamodule)
             if self.objective.needs_data_size and getattr(self.objective, "data_size", None) is None:
-                self._data_size = len(training_split(datamodule, SIZE_IS_NEEDED))
+                self._data_size = number_of_images(datamodule)
             if self.start_at_mean and self.trainer.ckpt_path is None and self.images_seen == 0:
-                self._start(datamodule)
+                mean = mean_image(datamodule).to(self.device, cast(torch.dtype, self.dtype))
+                self.net.decoder.start_at(self.net.likelihood.params_of(mean))
+                self.net_ema.restart(self.net)
             if self.compile_network:
                 self.net.compile()
-
-    def _start(self, datamodule: Any) -> None:
-        """Let the decoder say the mean of the training images, of 10,000 of them at most."""
-        count, total = 0, torch.zeros(())
-        for rows, batch in evenly(training_split(datamodule, MEAN_IS_NEEDED), 10_000, 256):
-            count, total = count + len(rows), total + batch.double().sum(0)
-        mean = (total / count).to(self.device, cast(torch.dtype, self.dtype))
-        self.net.decoder.start_at(self.net.likelihood.params_of(mean))
-        self.net_ema.restart(self.net)
 
     def check_sharding(self) -> None:
         """Refuse to be sharded: encoder and decoder are called one without the other."""
@@ -193,6 +183,9 @@ class VAE(VariationalSampler):
         images = batch["image"]
         stream = self._training_stream(images)
         x, label = self.observed(images, stream), label_of(batch, self.num_classes)
+        if not self._looked and self.trainer.is_global_zero:
+            warn_of_other_values(self.net.likelihood, x)
+        self._looked = True
         features, terms = self._terms(self.net, x, label, stream, self.objective.samples_at(self.images_seen))
         losses = self.objective(terms, Setting(self.net.latents, stream, self.images_seen, self._data_size))
         accepted = self.accepts(losses, len(images))

@@ -133,6 +133,11 @@ class VariationalCoder(OneNetwork, ABC):
         way = choose("way to interpolate", how, ways)
         if steps < 2:
             raise ValueError(f"An interpolation takes 2 or more steps; given was {steps}.")
+        if len(first) != len(second):
+            raise ValueError(
+                f"An interpolation takes as many images to begin with as to end with; given were {len(first)} and"
+                f" {len(second)}."
+            )
         ends = [self._as_latents(given, cond, weights) for given in (first, second)]
         places = torch.linspace(0, 1, steps, device=ends[0].device, dtype=ends[0].dtype).view(1, -1, 1)
         latents = way(ends[0].unsqueeze(1), ends[1].unsqueeze(1), places)

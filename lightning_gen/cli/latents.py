@@ -14,7 +14,7 @@ from lightning_gen.latent_cache import LatentWriter
 def latents(options: Namespace) -> int:
     """Run the command."""
     stop_on_sigterm()
-    given = {"root": options.data_root, "size": options.data_size}
+    given = {"root": options.data_root, "size": options.data_size, "on_error": options.on_error}
     with usage():
         codec = TrainedCodec(options.codec, options.weights).to(pick_device(options.device))
         data = load_data(options.data, **{name: value for name, value in given.items() if value is not None})

@@ -188,6 +188,7 @@ def parse_latents(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=_positive, default=64)
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--on_error", choices=("raise", "skip"))
     parser.add_argument("--shard_mb", type=_megabytes, default=64.0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     options = parser.parse_all(args)

@@ -217,6 +217,8 @@ options:
   --weights NAME            of the codec: raw, ema, ... (default: the first average where there is one)
   --dtype float32|float16   of the files; float16 halves them (default: float32)
   --flip                    the training images mirrored too, for training with --data.images.flip true
+  --on_error raise|skip     stop at a file of a folder that cannot be read, or leave it out (default: raise); what
+                            trains on the latents is given the same (--data.images.on_error)
   --shard_mb N              about how large a file gets, in 1e6 bytes (default: 64)
   --batch_size N            images encoded at a time (default: 64)
   --device auto|cpu|cuda|mps  (default: auto)

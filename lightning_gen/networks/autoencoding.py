@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_gen.networks.base import ImageShape, image_shape_of, positive
+from lightning_gen.networks.base import ImageShape, check_floats, image_shape_of, positive
 from lightning_gen.seeding import RandomStream
 
 
@@ -44,6 +44,7 @@ class ImageEncoder(nn.Module, ABC):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError for images this encoder does not take."""
+        check_floats(self, x)
         if x.ndim != 4 or x.shape[1] != self.image_shape[0]:
             raise ValueError(
                 f"{type(self).__name__} takes images of shape (B, {self.image_shape[0]}, H, W), not {tuple(x.shape)};"

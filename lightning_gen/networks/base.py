@@ -130,6 +130,15 @@ class Discriminator(nn.Module, ABC):
         check_label(self, label, self.num_classes, len(x), required=not self.auxiliary)
 
 
+def check_floats(net: nn.Module, x: Tensor) -> None:
+    """Raise a ValueError for images that are no floating-point numbers."""
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{type(net).__name__} takes images in [-1, 1], not {x.dtype}: lightning_gen.images.from_uint8 converts"
+            " bytes."
+        )
+
+
 def check_label(net: nn.Module, label: Tensor | None, num_classes: int | None, batch: int, *, required: bool) -> None:
     """Hold a label against what a network takes.
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_gen.networks.base import ImageShape, check_label, image_shape_of, num_classes_of, positive
+from lightning_gen.networks.base import ImageShape, check_floats, check_label, image_shape_of, num_classes_of, positive
 
 
 class LatentEncoder(nn.Module, ABC):
@@ -68,6 +68,7 @@ class LatentEncoder(nn.Module, ABC):
 
     def check(self, x: Tensor, label: Tensor | None) -> None:
         """Raise a ValueError for images or labels this encoder does not take; see `check_label`."""
+        check_floats(self, x)
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             channels, height, width = self.image_shape
             raise ValueError(

@@ -1,6 +1,7 @@
 """The module: training, likelihoods, latents and pictures of them."""
 
 import copy
+import logging
 import math
 
 import pytest
@@ -289,6 +290,26 @@ def test_bits_are_logged_where_there_are_any(arguments, told, tmp_path):
     assert "test/log_likelihood" in logged
     none = tiny_vae(test_samples=0, **arguments)
     assert "test/log_likelihood" not in trainer(tmp_path).test(none, datamodule=TinyData(n=16), verbose=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({}, True), ({"binarize": "dynamic"}, False), ({"likelihood": Gaussian()}, False)],
+)
+def test_images_that_the_likelihood_is_none_of_are_told_once(arguments, said, tmp_path, caplog):
+    name = "lightning_gen.autoencoder.beginning"
+    with caplog.at_level(logging.WARNING, logger=name):
+        fitted(tmp_path, module=tiny_vae(**arguments))
+    texts = [record.getMessage() for record in caplog.records if record.name == name]
+    assert len(texts) == said
+    assert all("is no likelihood of them" in text and "--model.binarize" in text for text in texts)
+
+
+def test_bytes_and_unequal_ends_are_refused():
+    with pytest.raises(ValueError, match=r"takes images in \[-1, 1\], not torch.uint8: .*from_uint8"):
+        tiny_vae().reconstruct(torch.zeros(2, *SHAPE, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="given were 6 and 2"):
+        tiny_vae().interpolate(images(), images(2))
 
 
 def test_images_that_are_black_and_white_already_have_bits(tmp_path):
