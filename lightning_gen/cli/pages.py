@@ -157,7 +157,7 @@ options:
   --images N                images seen until then (default: those of the last snapshot)
   --from prior RUN_FOLDER   a VAE whose samples' latents are drawn from a prior fitted to those of its data
   --prior mixture|flow      of ten Gaussians, or a flow (default: the model's own, else the mixture)
-  --to diffusers            write unet/ or transformer/, scheduler/ and vae/, and an index where there is a pipeline
+  --to diffusers            write unet/ or transformer/, scheduler/, vae/; an index where there is a pipeline
   --ckpt_path PATH          a checkpoint, or a run folder: then its newest checkpoint
   --weights NAME            ema, raw, ema-10000 ...: which weights go out (default: the first average)
   --out PATH                the checkpoint, or a new folder
@@ -217,8 +217,8 @@ options:
   --weights NAME            of the codec: raw, ema, ... (default: the first average where there is one)
   --dtype float32|float16   of the files; float16 halves them (default: float32)
   --flip                    the training images mirrored too, for training with --data.images.flip true
-  --on_error raise|skip     stop at a file of a folder that cannot be read, or leave it out (default: raise); what
-                            trains on the latents is given the same (--data.images.on_error)
+  --on_error raise|skip     stop at a file of a folder that cannot be read, or leave it out (default: raise);
+                            training on the latents is given the same (--data.images.on_error)
   --shard_mb N              about how large a file gets, in 1e6 bytes (default: 64)
   --batch_size N            images encoded at a time (default: 64)
   --device auto|cpu|cuda|mps  (default: auto)

@@ -241,8 +241,10 @@ def test_what_is_out_of_range_is_refused():
         Bernoulli().check_mass(torch.zeros(1, 1, 2, 2))
     with pytest.raises(ValueError, match="is a density and has no bits per dimension"):
         Gaussian().check_mass(torch.zeros(1, 1, 2, 2))
-    assert not Gaussian().discrete
-    assert Bernoulli().discrete
+    black_and_white = torch.tensor([[[[-1.0, 1.0]]]])
+    assert Bernoulli().is_mass_of(black_and_white)
+    assert not Bernoulli().is_mass_of(0.5 * black_and_white)
+    assert not Gaussian().is_mass_of(black_and_white)
     with pytest.raises(ValueError, match="levels is 2 to 256"):
         DiscretizedLogistic(1)
     with pytest.raises(ValueError, match="mixtures is 1 or more"):

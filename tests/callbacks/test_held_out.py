@@ -21,7 +21,10 @@ def test_means_of_the_test_split(tmp_path):
         "dataset": "tiny",
         "split": "test",
         "num_images": 64,
-        "measured": {f"test/{name}": how for name, how in reconstruction_protocol(SHAPE).items()},
+        "measured": {
+            "test/reconstruction": "mean absolute difference over an image's dimensions, range 2",
+            **{f"test/{name}": how for name, how in reconstruction_protocol(SHAPE).items()},
+        },
     }
     assert set(content["held_out"]["protocol"]["measured"]) < set(told)
     assert content["model"] == "Autoencoder"
@@ -34,9 +37,10 @@ def test_means_of_the_test_split(tmp_path):
         (
             lambda: tiny_vae(binarize="static", objective=IWAE(3), test_samples=7),
             "test/log_likelihood",
-            "nats of an image, Bernoulli, images binarized once by their own hash; by importance sampling with 7 draws",
+            "nats of an image, Bernoulli, the mass of 2 values, images binarized once by their own hash; by importance"
+            " sampling with 7 draws an image",
         ),
-        (lambda: tiny_vae(test_samples=0), "test/elbo", "nats of an image, Bernoulli; draws: 1"),
+        (lambda: tiny_vae(test_samples=0), "test/elbo", "nats of an image, Bernoulli, the mass of 2 values; draws: 1"),
         (lambda: tiny_diffusion(likelihood_steps=3), "test/bits_per_dim", "probability-flow ODE in 3 steps"),
     ],
 )
