@@ -51,6 +51,7 @@ ROWS = {
     "vae_train": "vae",
     "vae_train_compiled": "vae",
     "iwae_step": "iwae",
+    "iwae_step_compiled": "iwae",
     "autoencoder_train": "autoencoder",
     "autoencoder_train_compiled": "autoencoder",
     "autoencoder_encode": "autoencoder",

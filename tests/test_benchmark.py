@@ -56,7 +56,8 @@ def check_measured(report):
         ("diffusion_conv", ["diffusion_conv/8 to 8 channels, 8 px"]),
         ("autoencoder_conv", ["autoencoder_conv"]),
         pytest.param("tiled_decode", ["tiled_decode"], marks=pytest.mark.slow),
-        pytest.param("iwae_step", ["iwae_step"], marks=pytest.mark.slow),
+        ("iwae_step", ["iwae_step"]),
+        pytest.param("iwae_step_compiled", ["iwae_step_compiled"], marks=pytest.mark.slow),
         (
             "diffusion_changes",
             [

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_gen.autoencoder.softplus import softplus
+from lightning_gen.autoencoder.softplus import softplus_sum
 from lightning_gen.dequantization import to_levels
 from lightning_gen.errors import choose
 from lightning_gen.seeding import RandomStream
@@ -210,7 +210,7 @@ class Bernoulli(Likelihood):
         logits = wide(params)
         # p l - log(1 + e^l), in two reductions, so that neither product nor softplus is kept twice
         on = ((x.to(logits.dtype) + 1) * (0.5 * logits)).flatten(-3).sum(-1)
-        return on - softplus(logits).flatten(-3).sum(-1)
+        return on - softplus_sum(logits.flatten(-3))
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the images expected: grays between black and white."""

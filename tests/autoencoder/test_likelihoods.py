@@ -9,7 +9,7 @@ from scipy import stats
 
 from lightning_gen.autoencoder import Bernoulli, DiscretizedLogistic, DiscretizedLogisticMixture, Gaussian
 from lightning_gen.autoencoder.logistics import log_mass
-from lightning_gen.autoencoder.softplus import softplus
+from lightning_gen.autoencoder.softplus import softplus_sum
 from lightning_gen.images import from_uint8
 from lightning_gen.seeding import GeneratorStream, SampleStreams
 
@@ -116,14 +116,27 @@ def test_bernoulli_is_the_cross_entropy_and_a_mass():
 def test_the_fast_softplus_is_torchs_to_the_rounding_of_one(dtype):
     """Its gradient is the sigmoid, at 0 and far out too; differentiated again it is the sigmoid's derivative."""
     spread = torch.linspace(-60, 60, 4001, dtype=dtype)
-    logits = torch.cat([spread, torch.tensor([0.0, -1e4, 1e4, 300.0, -300.0], dtype=dtype)]).requires_grad_()
-    found, exact = softplus(logits), torch.logaddexp(logits.double(), torch.zeros(()).double())
+    logits = torch.cat([spread, torch.tensor([0.0, -1e4, 1e4, 300.0, -300.0], dtype=dtype)])[:, None].requires_grad_()
+    found, exact = softplus_sum(logits), torch.logaddexp(logits[:, 0].double(), torch.zeros(()).double())
     assert ((found - exact).abs() <= torch.finfo(dtype).eps * exact.clamp(min=1)).all()
     first = torch.autograd.grad(found.sum(), logits, create_graph=True)[0]
     torch.testing.assert_close(first, torch.sigmoid(logits), rtol=0, atol=0)
     second = torch.autograd.grad(first.sum(), logits)[0]
     torch.testing.assert_close(second, (first * (1 - first)).detach(), rtol=0, atol=1e-7)
-    assert torch.autograd.gradcheck(softplus, torch.linspace(-9, 9, 8, dtype=torch.float64).requires_grad_())
+    assert torch.autograd.gradcheck(
+        softplus_sum, torch.linspace(-9, 9, 8, dtype=torch.float64).view(2, 4).requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 784), (1, 1, 100_000), (2, 0, 4), (0, 3), (7,)])
+def test_sums_in_parts_are_sums(shape):
+    logits = 9 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given = [logits.clone().requires_grad_() for _ in range(2)]
+    sums = [softplus_sum(given[0]), torch.logaddexp(given[1], torch.zeros(()).double()).sum(-1)]
+    torch.testing.assert_close(sums[0], sums[1], rtol=1e-13, atol=1e-12)
+    weights = torch.rand(sums[0].shape, dtype=torch.float64)
+    gradients = [torch.autograd.grad((weights * each).sum(), x)[0] for each, x in zip(sums, given, strict=True)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "gaussian", "scalar", "pixel"])
