@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import QUIET
+from PIL import Image
 
 from lightning_gen.checkpoints import load_module
 from lightning_gen.codec import Codec, TrainedCodec
@@ -113,6 +114,23 @@ def test_cached_latents(first, run, here):
     code, _, err = run("fit", *SECOND, *raw, *data, *SHORT, "--trainer.default_root_dir=runs/other")
     assert code != 0
     assert "made by another codec" in err
+
+
+@pytest.mark.filterwarnings("ignore:Skipped 1 of:UserWarning")
+def test_broken_files_are_left_out_where_that_is_asked_for(first, here, run):
+    (here / "mine").mkdir()
+    for number in range(12):
+        pixels = torch.randint(0, 256, (8, 8), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(here / "mine" / f"{number:02}.png")
+    (here / "mine" / "06.png").write_bytes(b"no picture")
+    args = ["latents", "runs/first", "mine", "cache", "--data_size", "8"]
+    code, _, err = run(*args)
+    assert code != 0
+    assert "06.png" in err
+    shutil.rmtree(here / "cache", ignore_errors=True)
+    code, out, err = run(*args, "--on_error", "skip")
+    assert code == 0, err
+    assert sum(int(line.split(": ")[1].split()[0]) for line in out.splitlines() if " latents in " in line) == 11
 
 
 def test_a_checkpoint_of_another_class(first, second, run):
