@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_gen.callbacks.fidelity import Fidelity, Split, logged
 from lightning_gen.callbacks.sample_grid import SampleGrid
 from lightning_gen.images import enlarge, from_uint8, image_grid, to_uint8
+from lightning_gen.labels import NO_LABELS
 from lightning_gen.metrics import Score
 from lightning_gen.metrics.protocol import RECONSTRUCTED
 from lightning_gen.metrics.reference import read_images
@@ -114,7 +115,10 @@ def classes_of(images: Any, first: int, count: int, module: LightningModule) -> 
     """Return the argument `cond` of a conditional model, the classes of images; nothing for another one."""
     if getattr(module, "num_classes", None) is None:
         return {}
-    return {"cond": torch.tensor([int(images[row]["label"]) for row in range(first, first + count)])}
+    labels = getattr(images, "labels", None)
+    if labels is None:
+        raise ValueError(NO_LABELS)
+    return {"cond": labels[first : first + count]}
 
 
 def reconstructing(module: LightningModule) -> Any:
